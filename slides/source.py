@@ -1,0 +1,68 @@
+"""What every source of pixels offers, and the choice of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from slides.geometry import Geometry, SlideInfo
+
+KINDS = ("auto", "openslide")
+
+# Parts of an overview that cannot be read get this colour, which every tissue mask takes for tissue: their patches are
+# then tried one by one and listed with a reason, where white would drop them silently.
+UNREADABLE = (200, 80, 160)
+
+
+def no_beat() -> None:
+    """For callers that nobody watches."""
+
+
+class Source(Protocol):
+    """An open slide. Not for sharing between threads."""
+
+    info: SlideInfo
+
+    def overview(self, max_px: int, beat: Callable[[], None] = no_beat) -> npt.NDArray[np.uint8]:
+        """The whole slide, uint8 (h, w, 3), longest side `max_px` or the slide's own if that is less.
+
+        Made from the pyramid in bounded memory, never from the label or other associated images. Parts that cannot
+        be read are UNREADABLE in colour. `beat` is called after every read. SlideError where nothing can be read.
+        """
+        ...
+
+    def read(
+        self,
+        geometry: Geometry,
+        xy: npt.NDArray[np.int64],
+        out: npt.NDArray[np.uint8],
+        beat: Callable[[], None] = no_beat,
+    ) -> dict[int, str]:
+        """Fill `out` uint8 (n, P, P, 3) with the patches whose top left is `xy` int64 (n, 2), level-0 pixels.
+
+        Gives the reason of each patch that failed, by index; its pixels are then the background. `beat` is called
+        after every patch. SlideError where the slide is lost altogether.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the file. May be called again."""
+        ...
+
+
+def open_source(
+    path: str | os.PathLike[str], mpp: float | None, kind: str = "auto", cache_bytes: int = 64 << 20
+) -> Source:
+    """Open a slide; `mpp` overrides the slide's own µm per level-0 pixel.
+
+    SlideError where it cannot be opened, or has no usable mpp. ValueError for an unknown `kind`.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"source must be one of {', '.join(KINDS)}, not {kind!r}")
+    from slides.openslide_source import OpenSlideSource
+
+    return OpenSlideSource(path, mpp, cache_bytes)
