@@ -1,0 +1,117 @@
+"""The configuration: a YAML file and `--set` overrides in, a checked and immutable `Config` out.
+
+    config = load_config(Path("cpu.yaml"), ["reader.workers=4"])
+    config = resolve(config, detect())       # no "auto" left
+
+Raises ConfigError for everything that is wrong, always one line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.keys import Key, keys, nearest
+from pipeline.overrides import ConfigError, Layer, merge, parse_set, read_file
+from pipeline.schema import Config
+from pipeline.sizing import memory_bound, resolve
+
+__all__ = ["Config", "ConfigError", "load_config", "memory_bound", "model_directory", "resolve", "result_hash"]
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMONSTRATION_MODEL = ROOT / "models" / "demo-tumour"
+_SHOWN_CHARS = 60
+
+
+def load_config(file: Path | None = None, sets: Iterable[str] = ()) -> Config:
+    """Defaults, then `file`, then each `key=value` of `sets` in order. Raises ConfigError."""
+    layer = Layer({}, {}) if file is None else read_file(file)
+    lists = frozenset(key.name for key in keys().values() if key.is_list)
+    for text in sets:
+        layer = merge(layer, parse_set(text, lists))
+    data = _without_empty_sections(layer.data)
+    try:
+        # By way of JSON, where strict types mean what a person expects: a list is a tuple, 1 is a number, "1" is not.
+        return Config.model_validate_json(json.dumps(data, default=str))
+    except ValidationError as error:
+        raise ConfigError(_problems(error, layer)) from error
+
+
+def model_directory(config: Config) -> Path:
+    """The model directory that the configuration names, or the demonstration model."""
+    return DEMONSTRATION_MODEL if config.model is None else Path(config.model).expanduser()
+
+
+def result_hash(config: Config) -> str:
+    """A hash over exactly the values that results depend on: a slide finished under another hash must be done again."""
+    values = {key.name: _get(config, key.name) for key in keys().values() if key.changes_results}
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _get(config: Config, dotted: str) -> Any:
+    value: Any = config
+    for part in dotted.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _without_empty_sections(data: dict[str, Any]) -> dict[str, Any]:
+    """A section whose lines are all commented out is None in YAML; it means the defaults."""
+    known = keys()
+    return {name: value for name, value in data.items() if value is not None or not _is_section(known, name)}
+
+
+def _is_section(known: dict[str, Key], name: str) -> bool:
+    return name in known and known[name].is_section
+
+
+def _problems(error: ValidationError, layer: Layer) -> str:
+    """All problems in one line: each key once, unknown keys first, at most three."""
+    messages: dict[str, str] = {}
+    for problem in sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden"):
+        name = _known_prefix(problem["loc"]) if problem["type"] != "extra_forbidden" else _dotted(problem["loc"])
+        messages.setdefault(name, _message(name, problem, layer))
+    shown = list(messages.values())[:3]
+    more = len(messages) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more else "")
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location)
+
+
+def _known_prefix(location: tuple[int | str, ...]) -> str:
+    """The key that a pydantic location lies in: the location goes on with list indexes and names of alternatives."""
+    known = keys()
+    for end in range(len(location), 0, -1):
+        if (name := _dotted(location[:end])) in known:
+            return name
+    return ""
+
+
+def _message(name: str, problem: Any, layer: Layer) -> str:
+    place = layer.places.get(name)
+    start = f"{place}: " if place else ""
+    if problem["type"] == "extra_forbidden":
+        guess = nearest(name)
+        remedy = f"did you mean {guess}?" if guess else "docs/configuration.md lists all keys"
+        return f"{start}unknown key {name}; {remedy}"
+    if problem["type"] == "value_error":
+        return f"{start}{name}.{problem['ctx']['error']}"
+    value = _given(name, layer.data)
+    shown = json.dumps(value, ensure_ascii=False, default=str)
+    shown = shown if len(shown) <= _SHOWN_CHARS else shown[: _SHOWN_CHARS - 1] + "…"
+    allowed = keys()[name].allowed if name else "sections"
+    return f"{start}{name} is {shown}, but takes {allowed}"
+
+
+def _given(name: str, data: Any) -> Any:
+    for part in name.split(".") if name else ():
+        data = data.get(part) if isinstance(data, dict) else None
+    return data

@@ -1,0 +1,172 @@
+"""From "auto" to numbers: how many processes, threads and slots a machine gets, and how much memory they take at most.
+
+Pure functions of the configuration and the machine; the tables are at the top.
+"""
+
+from __future__ import annotations
+
+from pipeline.machine import MIB, Machine
+from pipeline.schema import Config
+
+CPU_BATCH = 32
+# Memory that a run may take of what the machine has; the rest is for the system and its page cache, which holds slide files.
+MEMORY_SHARE = 0.75
+# What sizes assume while the model is not yet known.
+TYPICAL_PATCH_PX = 256
+TYPICAL_CLASSES = 2
+TYPICAL_MODEL_BYTES = 8 * MIB
+# Patches of one slide that the memory bound allows for: a full slide at 20x and 224 px has 50,000. Larger slides take more.
+SLIDE_PATCHES = 250_000
+
+# (cores up to, readers, inference processes, threads of each), as functions of the number of cores. Reading and inference
+# share the cores, and which of them is slower depends on slide and model, so each side alone can fill nearly all cores; when
+# slots run full the readers wait, when they run empty the inference does, and the system's scheduler finds the balance.
+# Few processes with several threads take less memory than many; few threads lose less time waiting for each other.
+_SHARES = (
+    (1, lambda cores: (1, 1, 1)),
+    (4, lambda cores: (cores, cores, 1)),
+    (16, lambda cores: (cores, cores // 2, 2)),
+    (1024, lambda cores: (cores, cores // 4, 4)),
+)
+
+# Private memory of one process with its libraries, before any work, from /proc/self/smaps_rollup after importing what that
+# process imports (for example `python -c "import numpy, zmq, msgpack, structlog, onnxruntime; print(open(
+# '/proc/self/smaps_rollup').read())"`: 58 MiB; the base of numpy, zmq, msgpack and structlog is 38 MiB), plus a third.
+PROCESS_BYTES = {
+    "supervisor": 80 * MIB,
+    "reader": 85 * MIB,
+    "tissue": 75 * MIB,
+    "batcher": 55 * MIB,
+    "inference": 80 * MIB,
+    "aggregator": 55 * MIB,
+    "writer": 145 * MIB,
+}
+OPEN_SLIDE_BYTES = 24 * MIB  # OpenSlide's own tables of one open slide: tile directories, not pixels
+OVERVIEW_WORK_BYTES_PER_PIXEL = 16  # RGBA as read, composited RGB, and the mask's planes
+ACTIVATION_BYTES_PER_PIXEL = 160  # of a batch; ResNet-50's widest pair of layers takes 128
+MODEL_COPIES = 3  # as a file, as weights, and packed for the processor
+PLAN_BYTES_PER_PATCH = 64  # columns, rows, fraction, state, and their Python neighbours
+WRITER_BYTES_PER_PATCH = 400  # one slide's table, and the text of it in pieces
+
+
+def resolve(
+    config: Config,
+    machine: Machine,
+    *,
+    patch_px: int = TYPICAL_PATCH_PX,
+    classes: int = TYPICAL_CLASSES,
+    model_bytes: int = TYPICAL_MODEL_BYTES,
+) -> Config:
+    """`config` with numbers for every `auto`. What was given as a number stays; only `auto` values shrink to fit memory."""
+    readers, workers, threads = _shares(config, machine.cores)
+    while True:
+        sized = _sized(config, readers, workers, threads)
+        needed = sum(size for _, size in memory_bound(sized, patch_px, classes, model_bytes))
+        if needed <= machine.memory_bytes * MEMORY_SHARE:
+            return sized
+        if config.inference.workers == "auto" and workers > 1:
+            workers //= 2
+            threads = _threads(config, machine.cores, workers)
+        elif config.reader.workers == "auto" and readers > 1:
+            readers //= 2
+        elif config.batcher.batch == "auto" and sized.batcher.batch > 4:
+            config = _replace(config, batcher={"batch": sized.batcher.batch // 2})
+        else:
+            return sized  # as small as it gets; `slidestream check` tells whether that fits
+
+
+def _shares(config: Config, cores: int) -> tuple[int, int, int]:
+    cores = max(1, min(cores, _SHARES[-1][0]))
+    readers, workers, threads = next(share(cores) for limit, share in _SHARES if cores <= limit)
+    if config.reader.workers != "auto":
+        readers = config.reader.workers
+    if config.inference.workers != "auto":
+        workers = config.inference.workers
+        threads = _threads(config, cores, workers)
+    elif config.inference.threads != "auto":
+        threads = config.inference.threads
+        workers = max(1, cores // threads)
+    return readers, workers, threads
+
+
+def _threads(config: Config, cores: int, workers: int) -> int:
+    return config.inference.threads if config.inference.threads != "auto" else max(1, cores // workers)
+
+
+def _sized(config: Config, readers: int, workers: int, threads: int) -> Config:
+    batch = CPU_BATCH if config.batcher.batch == "auto" else config.batcher.batch
+    slots = config.batcher.slots
+    if slots == "auto":
+        slots = slots_wanted(config, readers, workers)
+    return _replace(
+        config,
+        reader={"workers": readers},
+        batcher={"batch": batch, "slots": slots},
+        inference={"workers": workers, "threads": threads},
+    )
+
+
+def slots_wanted(config: Config, readers: int, workers: int) -> int:
+    """Slots with which no worker ever waits for room: what inference and readers hold by their credits, and one for urgent rows."""
+    return workers * (config.inference.credit + 1) + readers * config.reader.credit + 1
+
+
+def _replace(config: Config, **sections: dict[str, object]) -> Config:
+    updated = {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
+    return config.model_copy(update=updated)
+
+
+def memory_bound(
+    config: Config, patch_px: int, classes: int, model_bytes: int = TYPICAL_MODEL_BYTES
+) -> list[tuple[str, int]]:
+    """What a run takes at most, as (what, bytes); `config` is resolved, `patch_px` and `classes` are the model's.
+
+    It holds for slides of up to SLIDE_PATCHES patches; beyond that each patch adds `bytes_per_patch`.
+    """
+    overview = config.slides.overview_px**2
+    slides_held = config.slides.ahead + 1
+    record = bytes_per_patch(classes)
+    reader = (
+        PROCESS_BYTES["reader"]
+        + config.slides.cache_mb * MIB
+        + OPEN_SLIDE_BYTES * slides_held
+        + overview * OVERVIEW_WORK_BYTES_PER_PIXEL
+    )
+    inference = (
+        PROCESS_BYTES["inference"]
+        + MODEL_COPIES * model_bytes
+        + config.batcher.batch * config.inference.contexts * patch_px**2 * ACTIVATION_BYTES_PER_PIXEL
+    )
+    return [
+        (f"patches in shared memory, {config.batcher.slots} slots", slots_bytes(config, patch_px)),
+        (f"overviews in shared memory, {config.batcher.overview_slots} places", overview_bytes(config)),
+        ("supervisor", PROCESS_BYTES["supervisor"]),
+        (f"slide readers, {config.reader.workers}", config.reader.workers * reader),
+        (
+            f"tissue masks, {config.tissue.workers}",
+            config.tissue.workers * (PROCESS_BYTES["tissue"] + overview * OVERVIEW_WORK_BYTES_PER_PIXEL),
+        ),
+        ("batcher", PROCESS_BYTES["batcher"] + SLIDE_PATCHES * PLAN_BYTES_PER_PATCH * slides_held),
+        (f"inference, {config.inference.workers}", config.inference.workers * inference),
+        ("aggregator", PROCESS_BYTES["aggregator"] + SLIDE_PATCHES * record * slides_held),
+        (
+            f"writers, {config.writer.workers}",
+            config.writer.workers
+            * (PROCESS_BYTES["writer"] + SLIDE_PATCHES * (WRITER_BYTES_PER_PATCH + record) + overview * 16),
+        ),
+    ]
+
+
+def bytes_per_patch(classes: int) -> int:
+    """Memory of one patch in a slide's record: probabilities (float32), column, row, fraction, state."""
+    return 4 * classes + 13
+
+
+def slots_bytes(config: Config, patch_px: int) -> int:
+    """Shared memory of all slots: uint8 RGB patches. `config` is resolved."""
+    return config.batcher.slots * config.batcher.batch * patch_px**2 * 3
+
+
+def overview_bytes(config: Config) -> int:
+    """Shared memory of all overview places: uint8 RGB, square of the longest side."""
+    return config.batcher.overview_slots * config.slides.overview_px**2 * 3
