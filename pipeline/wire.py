@@ -38,9 +38,13 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Hello(Message):
-    """A worker is ready, holds no lease, and takes up to `credit` leases at once. `run` fences off other runs' workers."""
+    """A worker is ready, holds no lease, and takes up to `credit` leases at once. `run` fences off other runs' workers.
+
+    `boot` is that of the Who that it answers, 0 at the worker's start.
+    """
 
     KIND: ClassVar[int] = 1
+    boot: int
     kind: str
     run: str
     pid: int
@@ -66,14 +70,18 @@ class Refused(Message):
 
 @dataclass(frozen=True, slots=True)
 class Welcome(Message):
+    """From now on, leases of this boot of the batcher are valid, and no others."""
+
     KIND: ClassVar[int] = 4
+    boot: int
 
 
 @dataclass(frozen=True, slots=True)
 class Who(Message):
-    """The batcher does not know you (it is new): let go of every lease and say Hello again."""
+    """The batcher does not know you (it is new): let go of every lease and say Hello again, once a boot."""
 
     KIND: ClassVar[int] = 5
+    boot: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +107,7 @@ class Open(Message):
 
 @dataclass(frozen=True, slots=True)
 class Opened(Message):
-    """`info` and `geometry` are SlideInfo and Geometry as dictionaries; the overview is `height` x `width` x 3 uint8."""
+    """`info` and `geometry`: SlideInfo and Geometry as dictionaries; the overview is `height` x `width` x 3 uint8."""
 
     KIND: ClassVar[int] = 11
     lease: int
@@ -245,7 +253,7 @@ class Begun(Message):
 
 @dataclass(frozen=True, slots=True)
 class Record(Message):
-    """Results to be journalled: `patches` int32 (n,), `probabilities` float32 (n, classes), `failures` [[patch, reason]]."""
+    """Results of `patches` int32 (n,): `probabilities` float32 (n, classes); `failures` [[patch, reason]] have none."""
 
     KIND: ClassVar[int] = 44
     record: int
@@ -330,12 +338,16 @@ class Submit(Message):
 
 @dataclass(frozen=True, slots=True)
 class Dead(Message):
-    """A worker's process has been reaped: nothing of it can touch a slot any more."""
+    """A worker's process has been reaped: nothing of it can touch a slot any more.
+
+    `blame` is false where it was killed from outside: then its work is above suspicion.
+    """
 
     KIND: ClassVar[int] = 62
     name: str
     generation: int
     cause: str
+    blame: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,7 +380,7 @@ class SlideDone(Message):
 
 @dataclass(frozen=True, slots=True)
 class Report(Message):
-    """The batcher's view of the run, several times a second: see pipeline.dispatch for the keys."""
+    """The batcher's view of the run, several times a second: see pipeline.dispatch.dispatcher for the keys."""
 
     KIND: ClassVar[int] = 66
     status: dict
@@ -425,7 +437,7 @@ def decode(frames: list[bytes]) -> Message:
     cls, fields = _KINDS[kind[0]]
     try:
         values = msgpack.unpackb(body, raw=False, strict_map_key=False)
-    except Exception as error:  # msgpack raises a dozen unrelated types on rubbish
+    except (ValueError, TypeError, RecursionError, MemoryError, msgpack.UnpackException) as error:
         raise ProtocolError(f"{cls.__name__}: not msgpack ({error})") from None
     if not isinstance(values, list) or len(values) != len(fields):
         raise ProtocolError(f"{cls.__name__} has {len(fields)} fields")

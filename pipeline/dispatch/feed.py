@@ -1,0 +1,207 @@
+"""From pending patches to results: which rows go into which slot, who fills it, who infers it, and what if they die."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pipeline.dispatch.board import INFERENCE, READER, Board
+from pipeline.dispatch.leases import Lease
+from pipeline.dispatch.records import Records
+from pipeline.dispatch.schedule import Schedule
+from pipeline.dispatch.slidework import SlideWork
+from pipeline.dispatch.slots import Batch, Segment, SlotPool
+from pipeline.dispatch.suspects import Suspects
+from pipeline.wire import Fill, Filled, Inferred, Run
+
+Loss = Callable[[SlideWork, str], None]
+
+
+class Feed:
+    """Composes batches, leases slots to readers and to inference workers, and settles their answers."""
+
+    def __init__(self, board: Board, schedule: Schedule, records: Records, lose: Loss):
+        """`lose(slide, reason)` is called for a slide that a reader can no longer read."""
+        self._board = board
+        self._schedule = schedule
+        self._records = records
+        self._lose = lose
+        self.slots = SlotPool(board.settings.slots, board.settings.reserved)
+        self.suspects = Suspects()
+
+    # ------------------------------------------------------------ leases
+
+    def offer(self, now: float) -> None:
+        """Grant run leases, then fill leases, as long as there are workers, rows and room."""
+        while self._records.room and (slot := self.slots.next_ready()) is not None:
+            worker = self._board.leases.able(INFERENCE)
+            if worker is None:
+                break
+            batch = self.slots.run(slot)
+            lease = self._board.leases.grant(worker, "run", _Running(batch, slot), now)
+            self._board.send(worker, Run(lease.number, slot, batch.count))
+        while not self._board.draining:
+            reader = self._board.leases.able(READER)
+            batch = self._compose() if reader is not None else None
+            if reader is None or batch is None:
+                break
+            slot = self.slots.fill(batch)
+            lease = self._board.leases.grant(reader, "fill", _Filling(batch, slot), now)
+            segments = [self._segment(segment) for segment in batch.segments]
+            self._board.send(reader, Fill(lease.number, slot, self._delay_ms(batch), segments))
+
+    def _compose(self) -> Batch | None:
+        """The next batch to be read, if any is due and there is a slot for it."""
+        if self.suspects:
+            if not self.slots.room(urgent=True):
+                return None
+            return self.suspects.next()
+        urgent = self._schedule.next_class()
+        if urgent is None or not self.slots.room(urgent):
+            return None
+        segments: list[Segment] = []
+
+        def take(slide: SlideWork, rows: int) -> int:
+            patches = slide.take(rows)
+            segments.append(Segment(slide.number, patches))
+            return len(patches)
+
+        self._schedule.draw(urgent, self._board.settings.batch, take)
+        return Batch(tuple(segments), urgent) if segments else None
+
+    def _segment(self, segment: Segment) -> list:
+        slide = self._board.slides[segment.slide]
+        return [slide.number, slide.path, slide.geometry, slide.xy[segment.patches].tobytes()]
+
+    def _delay_ms(self, batch: Batch) -> float:
+        """How long the first row may wait. A trial of suspects is never cut short: its rows belong together."""
+        settings = self._board.settings
+        if batch.suspect:
+            return float("inf")
+        if batch.urgent:
+            return settings.delay_urgent_ms
+        idle = all(not worker.leases for worker in self._board.leases.of_kind(INFERENCE))
+        return settings.delay_hungry_ms if idle and not self.slots.anything_ready else settings.delay_routine_ms
+
+    @property
+    def lacks_room(self) -> bool:
+        """Readers have nothing to do although there are patches to be read: every slot is taken."""
+        if self.suspects:
+            return not self.slots.room(urgent=True)
+        urgent = self._schedule.next_class()
+        return urgent is not None and not self.slots.room(urgent)
+
+    # ------------------------------------------------------------ answers
+
+    def filled(self, lease: Lease, message: Filled, seconds: float) -> None:
+        work: _Filling = lease.subject
+        batch = work.batch
+        count = min(max(message.count, 0), batch.count)
+        head, tail = batch.split(count)
+        if tail and batch.suspect:
+            self.suspects.put_back(Batch(tail, batch.urgent, batch.strikes, suspect=True))
+        else:
+            self._return(tail)
+        failures = {row: reason for row, reason in message.failures if 0 <= row < count}
+        filled = Batch(head, batch.urgent, batch.strikes, batch.suspect, failures)
+        for segment in head:
+            self._board.slides[segment.slide].spend("read", seconds * len(segment.patches) / max(1, count))
+        if len(failures) == count:
+            self.slots.release(work.slot)
+            self._settle(filled, np.full((count, self._board.settings.classes), np.nan, np.float32), failures)
+        else:
+            self.slots.ready(work.slot, filled)
+        for number, reason in message.lost:
+            slide = self._board.slides.get(number)
+            if slide is not None:
+                self._lose(slide, reason)
+
+    def started(self, lease: Lease) -> None:
+        lease.started = True
+
+    def consumed(self, lease: Lease) -> None:
+        work: _Running = lease.subject
+        if work.slot is not None:
+            self.slots.release(work.slot)
+            work.slot = None
+
+    def inferred(self, lease: Lease, message: Inferred, seconds: float) -> None:
+        self.consumed(lease)
+        batch: Batch = lease.subject.batch
+        shape = (batch.count, self._board.settings.classes)
+        failures = dict(batch.failures)
+        failures.update((row, reason) for row, reason in message.failures if row not in failures)
+        if len(message.probabilities) == 4 * shape[0] * shape[1]:
+            probabilities = np.frombuffer(message.probabilities, "<f4").reshape(shape)
+        else:
+            probabilities = np.full(shape, np.nan, np.float32)
+        # A number that is none never becomes a result, whatever the worker said of it.
+        for row in np.flatnonzero(~np.isfinite(probabilities).all(axis=1)):
+            failures.setdefault(int(row), "the model's output is not a number")
+        for segment in batch.segments:
+            self._board.slides[segment.slide].spend("infer", seconds * len(segment.patches) / batch.count)
+        self._settle(batch, probabilities, failures)
+
+    def _settle(self, batch: Batch, probabilities: np.ndarray, failures: dict[int, str]) -> None:
+        """Every row of the batch has an outcome: on to the journal, slide by slide."""
+        row = 0
+        for segment in batch.segments:
+            rows = np.arange(row, row + len(segment.patches))
+            good = np.array([r not in failures for r in rows], bool)
+            failed = [[int(p), failures[r]] for p, r in zip(segment.patches, rows.tolist(), strict=True) if r in failures]
+            self._records.add(self._board.slides[segment.slide], segment.patches[good], probabilities[rows[good]], failed)
+            row += len(rows)
+
+    # ------------------------------------------------------------ what goes wrong
+
+    def worker_died(self, lease: Lease, executing: bool, blame: bool, cause: str) -> None:
+        """A reader or inference worker died with this lease. Only a batch that was being executed can be to blame."""
+        work = lease.subject
+        if lease.kind == "run" and not executing and work.slot is not None:
+            self.slots.again(work.slot)
+            return
+        if work.slot is not None:
+            self.slots.release(work.slot)
+        if executing and blame:
+            self._blame(work.batch, READER if lease.kind == "fill" else INFERENCE, cause)
+        elif work.batch.suspect:
+            self.suspects.put_back(work.batch)
+        else:
+            self._return(work.batch.segments)
+
+    def refused(self, lease: Lease, reason: str) -> None:
+        """The worker lives, but this batch is beyond it: treated as a death, so that the guilty patch is found."""
+        self.worker_died(lease, executing=True, blame=True, cause=reason)
+
+    def _blame(self, batch: Batch, kind: str, cause: str) -> None:
+        for segment in self.suspects.blame(batch):
+            deed = "reading it" if kind == READER else "inferring it"
+            slide = self._board.slides[segment.slide]
+            self._records.fail(slide, segment.patches, f"quarantined: {deed} stopped the {kind} twice ({cause})")
+
+    def _return(self, segments: tuple[Segment, ...]) -> None:
+        for segment in reversed(segments):
+            slide = self._board.slides[segment.slide]
+            slide.give_back(segment.patches)
+            self._schedule.add(slide)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is in any slot."""
+        counts = self.slots.counts()
+        return counts["free"] == len(self.slots.states)
+
+
+class _Filling:
+    __slots__ = ("batch", "slot")
+
+    def __init__(self, batch: Batch, slot: int):
+        self.batch = batch
+        self.slot: int | None = slot
+
+
+class _Running(_Filling):
+    """`slot` is None once the pixels are consumed."""
+
+    __slots__ = ()

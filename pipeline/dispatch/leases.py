@@ -1,0 +1,102 @@
+"""Who works, and who holds what: workers, their credit, and the leases on them.
+
+A lease has a number that rises for ever (the batcher's boot number in its high bits), and belongs to one generation of
+one worker: an answer that names another lease or comes from another generation is stale and dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+BOOT_SHIFT = 40  # leases per boot: 2**40, more than a batcher can hand out in a year
+
+
+@dataclass(slots=True)
+class Lease:
+    """One piece of work at one worker. `subject` is what it is about: a slide, a batch and its slot."""
+
+    number: int
+    kind: str
+    worker: Worker
+    subject: Any
+    issued_at: float
+    started: bool = False
+
+
+@dataclass(slots=True)
+class Worker:
+    """One generation of one worker process."""
+
+    name: str
+    generation: int
+    kind: str
+    credit: int
+    heard_at: float
+    detail: dict
+    free_since: float = 0.0
+    condemned: bool = False
+    leases: dict[int, Lease] = field(default_factory=dict)
+
+    @property
+    def room(self) -> int:
+        return 0 if self.condemned else self.credit - len(self.leases)
+
+
+class Leases:
+    """The ledger of workers and leases."""
+
+    def __init__(self, boot: int):
+        self.boot = boot
+        self.workers: dict[str, Worker] = {}
+        self._counter = boot << BOOT_SHIFT
+
+    def join(self, worker: Worker) -> None:
+        self.workers[worker.name] = worker
+
+    def get(self, name: str, generation: int) -> Worker | None:
+        worker = self.workers.get(name)
+        return worker if worker is not None and worker.generation == generation else None
+
+    def of_kind(self, kind: str) -> Iterator[Worker]:
+        return (worker for worker in self.workers.values() if worker.kind == kind)
+
+    def able(self, kind: str) -> Worker | None:
+        """The worker of a kind with the least to do, if any has credit left; among equals the one idle for longest."""
+        best: Worker | None = None
+        for worker in self.workers.values():
+            if worker.kind != kind or worker.room <= 0:
+                continue
+            if best is None or (len(worker.leases), worker.free_since) < (len(best.leases), best.free_since):
+                best = worker
+        return best
+
+    def grant(self, worker: Worker, kind: str, subject: Any, now: float) -> Lease:
+        self._counter += 1
+        lease = Lease(self._counter, kind, worker, subject, now)
+        worker.leases[lease.number] = lease
+        return lease
+
+    def settle(self, worker: Worker, number: int, kind: str, now: float) -> tuple[Lease, float] | None:
+        """End a lease by its worker's answer: the lease and the seconds it was worked on; None if it is stale.
+
+        A worker serves its leases one after the other, so work on one begins when the one before it ends.
+        """
+        lease = worker.leases.get(number)
+        if lease is None or lease.kind != kind:
+            return None
+        del worker.leases[number]
+        seconds = now - max(lease.issued_at, worker.free_since)
+        worker.free_since = now
+        return lease, seconds
+
+    def leave(self, worker: Worker) -> tuple[list[Lease], list[Lease]]:
+        """A worker is gone: its leases, those that it was executing and those that it only had in line.
+
+        Where no batch is known to have been started, the oldest is taken for it: a worker can die before its word is out.
+        """
+        del self.workers[worker.name]
+        leases = list(worker.leases.values())
+        executing = [lease for lease in leases if lease.started] or leases[:1]
+        return executing, [lease for lease in leases if lease not in executing]

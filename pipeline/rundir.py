@@ -1,0 +1,42 @@
+"""Where a run keeps its files: the output folder's own corner, and a private directory for sockets.
+
+    OUT/.slidestream/lock                     held (flock) by the run that owns OUT
+    OUT/.slidestream/run                      the private directory of the last run, for sweeping up after a kill
+    OUT/.slidestream/work/<hash of slide id>  journal, overview and mask of a slide that is not finished
+    RUN (mode 0700, below the temporary directory; removed at the end)
+    RUN/hub                                   the batcher's socket
+    RUN/settings.json                         the resolved configuration, as the workers read it
+    RUN/model.onnx                            the model with its preprocessing folded in
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+PRIVATE = ".slidestream"
+
+
+def work_folder(private: str | Path, slide_id: str) -> Path:
+    """The folder of an unfinished slide; hashed, as slide ids hold separators and may be too long for a file name."""
+    return Path(private) / "work" / hashlib.sha256(slide_id.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """The private directory of one run."""
+
+    path: Path
+
+    @property
+    def hub(self) -> str:
+        return f"ipc://{self.path / 'hub'}"
+
+    @property
+    def settings(self) -> Path:
+        return self.path / "settings.json"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model.onnx"
