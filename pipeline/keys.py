@@ -108,9 +108,23 @@ def nearest(name: str) -> str | None:
 
 def json_schema() -> str:
     """The JSON Schema that editors use, as the text of configs/slidestream.schema.json."""
-    schema = Config.model_json_schema()
+    schema = _without_titles(Config.model_json_schema())
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "slidestream configuration"}
-    return json.dumps({**schema, **head}, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps({**head, **schema}, indent=2, ensure_ascii=False) + "\n"
+
+
+def _without_titles(schema: Any) -> Any:
+    """Drops the titles that pydantic makes from names: editors would show them beside the description."""
+    if isinstance(schema, list):
+        return [_without_titles(item) for item in schema]
+    if isinstance(schema, dict):
+        named = {"properties", "$defs"}  # below these, "title" would be a key of ours
+        return {
+            name: {key: _without_titles(value) for key, value in item.items()} if name in named else _without_titles(item)
+            for name, item in schema.items()
+            if name != "title"
+        }
+    return schema
 
 
 def markdown_table() -> str:
