@@ -1,0 +1,275 @@
+"""A model directory: WSInfer's `config.json` (spec_version 1.0, accepted unchanged) beside `model.onnx`.
+
+Source of the format: `schemas/model-config.schema.json` of SBU-BMI/wsinfer-zoo. Keys that the schema does not have are
+left alone (other tools put theirs there), but an unknown transform, or an unknown argument of one, is refused: ignoring
+it would change the probabilities in silence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.errors import ModelError, one_line
+
+CONFIG = "config.json"
+GRAPH = "model.onnx"
+SPEC_VERSION = "1.0"
+MAX_PX = 8192
+MAX_CLASS_NAME = 64
+CLASS_NAME_SIGNS = " _-.+()%"
+_HOW = "see docs/models.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """Resize (optional), ToTensor (x / 255), Normalize (optional: mean 0, std 1), in this order."""
+
+    resize: tuple[int, int] | None
+    """(height, width) in pixels, None where the network takes the patch as it is."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What `config.json` says, checked. The network itself is read by engines.fold."""
+
+    directory: Path
+    name: str
+    """The directory's own name."""
+    sha256: str
+    """Over config.json, model.onnx and its external data: names and contents."""
+    architecture: str
+    patch_px: int
+    """Side of a patch in pixels, as the slide is read."""
+    spacing: float
+    """Micrometres per pixel of a patch."""
+    classes: tuple[str, ...]
+    transform: Transform
+
+    @property
+    def onnx_path(self) -> Path:
+        return self.directory / GRAPH
+
+    @property
+    def config_path(self) -> Path:
+        return self.directory / CONFIG
+
+    @property
+    def input_hw(self) -> tuple[int, int]:
+        """(height, width) in pixels that the network itself sees."""
+        return self.transform.resize or (self.patch_px, self.patch_px)
+
+    def describe(self) -> dict[str, Any]:
+        """For results and logs: name, sha256, architecture, classes, patch_px, spacing (JSON- and msgpack-safe)."""
+        return {
+            "name": self.name,
+            "sha256": self.sha256,
+            "architecture": self.architecture,
+            "classes": list(self.classes),
+            "patch_px": self.patch_px,
+            "spacing": self.spacing,
+        }
+
+
+def load_model(directory: str | Path) -> Model:
+    """Reads and checks a model directory; model.onnx is hashed, not parsed. Raises ModelError."""
+    directory = Path(directory)
+    try:
+        directory = directory.resolve(strict=True)
+    except OSError as error:
+        raise ModelError(directory, f"no such model directory ({error.strerror})", f"{_HOW}") from error
+    if not directory.is_dir():
+        raise ModelError(directory, "is not a directory", f"give the directory that holds {CONFIG} and {GRAPH}")
+    config_path = directory / CONFIG
+    raw = _read_config(config_path)
+    config = parse_config(raw, config_path)
+    graph = directory / GRAPH
+    if not graph.is_file():
+        torchscript = directory / "torchscript_model.pt"
+        remedy = f"export {torchscript.name} to ONNX: {_HOW}" if torchscript.exists() else _HOW
+        raise ModelError(graph, "no such file", remedy)
+    try:
+        sha256 = _hash(directory)
+    except OSError as error:
+        raise ModelError(error.filename or graph, f"cannot be read ({error.strerror})") from error
+    return Model(directory=directory, name=directory.name, sha256=sha256, **config)
+
+
+def _read_config(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ModelError(path, "no such file", _HOW) from error
+    except OSError as error:
+        raise ModelError(path, f"cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ModelError(path, "is not text in UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise ModelError(path, f"is not valid JSON: line {error.lineno}: {error.msg}") from error
+    except RecursionError as error:
+        raise ModelError(path, "is not a model configuration: nested too deeply") from error
+
+
+def parse_config(raw: Any, path: Path) -> dict[str, Any]:
+    """The checked contents of a parsed config.json: architecture, patch_px, spacing, classes, transform.
+
+    `path` is for the messages alone. Raises ModelError naming the key.
+    """
+    if not isinstance(raw, Mapping):
+        raise ModelError(path, f"must be a JSON object, not {_kind(raw)}", _HOW)
+
+    def key(name: str) -> Any:
+        if name not in raw:
+            raise ModelError(path, f"key {name} is missing", _HOW)
+        return raw[name]
+
+    version = key("spec_version")
+    if version != SPEC_VERSION:
+        raise ModelError(path, f"spec_version is {one_line(repr(version), 40)}; this release reads {SPEC_VERSION!r}")
+    architecture = key("architecture")
+    if not isinstance(architecture, str):
+        raise ModelError(path, f"architecture must be a text, not {_kind(architecture)}")
+    count = _integer(key("num_classes"), "num_classes", path, 1, 10_000)
+    patch_px = _integer(key("patch_size_pixels"), "patch_size_pixels", path, 1, MAX_PX)
+    spacing = _number(key("spacing_um_px"), "spacing_um_px", path)
+    if spacing <= 0:
+        raise ModelError(path, f"spacing_um_px must be above 0 (micrometres per pixel), not {spacing:g}")
+    classes = _classes(key("class_names"), count, path)
+    transform = _transform(key("transform"), path)
+    return {
+        "architecture": architecture,
+        "patch_px": patch_px,
+        "spacing": spacing,
+        "classes": classes,
+        "transform": transform,
+    }
+
+
+def _classes(value: Any, count: int, path: Path) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ModelError(path, "class_names must be a list of texts")
+    if len(value) != count:
+        raise ModelError(path, f"num_classes is {count}, but class_names has {len(value)} names")
+    seen: dict[str, str] = {}
+    for name in value:
+        bad = sorted({sign for sign in name if not (sign.isalnum() or sign in CLASS_NAME_SIGNS)})
+        if not name or name != name.strip() or name.startswith(".") or len(name) > MAX_CLASS_NAME or bad:
+            why = f"holds {' '.join(map(repr, bad))}" if bad else f"must be 1 to {MAX_CLASS_NAME} signs, not begin with"
+            why += "" if bad else " '.', and have no space at its ends"
+            raise ModelError(
+                path,
+                f"class_names: {one_line(repr(name), 60)} {why}",
+                f"it becomes a column of the results: use letters, digits and {CLASS_NAME_SIGNS.strip()!r}",
+            )
+        other = seen.setdefault(name.casefold(), name)
+        if other is not name or value.count(name) > 1:
+            raise ModelError(path, f"class_names: {other!r} and {name!r} are one name where case does not count")
+    return tuple(value)
+
+
+def _transform(value: Any, path: Path) -> Transform:
+    if not isinstance(value, list):
+        raise ModelError(path, f"transform must be a list, not {_kind(value)}")
+    order = ("Resize", "ToTensor", "Normalize")
+    resize: tuple[int, int] | None = None
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    names: list[str] = []
+    for index, step in enumerate(value):
+        where = f"transform[{index}]"
+        name = step.get("name") if isinstance(step, Mapping) else None
+        if not isinstance(name, str):
+            raise ModelError(path, f'{where} must be an object with a "name"')
+        if name not in order:
+            raise ModelError(path, f"{where}: unknown transform {one_line(name, 60)!r}; known: {', '.join(order)}")
+        arguments = step.get("arguments") or {}
+        if not isinstance(arguments, Mapping):
+            raise ModelError(path, f"{where} ({name}): arguments must be an object, not {_kind(arguments)}")
+        wanted = {"Resize": {"size"}, "ToTensor": set(), "Normalize": {"mean", "std"}}[name]
+        for argument in sorted(wanted ^ set(arguments)):
+            problem = "is missing" if argument in wanted else "is unknown"
+            raise ModelError(path, f"{where} ({name}): argument {one_line(argument, 60)!r} {problem}")
+        if name == "Resize":
+            resize = _size(arguments["size"], f"{where} (Resize): size", path)
+        elif name == "Normalize":
+            mean = _triple(arguments["mean"], f"{where} (Normalize): mean", path)
+            std = _triple(arguments["std"], f"{where} (Normalize): std", path)
+            if min(std) <= 0:
+                raise ModelError(path, f"{where} (Normalize): std must be above 0, not {list(std)}")
+        names.append(name)
+    if "ToTensor" not in names or names != [name for name in order if name in names]:
+        raise ModelError(
+            path,
+            f"transform is {', '.join(names) or 'empty'}",
+            "it must be ToTensor, with at most one Resize before it and at most one Normalize after it",
+        )
+    return Transform(resize=resize, mean=mean, std=std)
+
+
+def _size(value: Any, what: str, path: Path) -> tuple[int, int]:
+    # torchvision takes one number as the shorter side; patches are square, so it is both.
+    sides = value if isinstance(value, list) else [value]
+    if len(sides) not in (1, 2):
+        raise ModelError(path, f"{what} must be a number or [height, width], not {len(sides)} numbers")
+    numbers = [_integer(side, what, path, 1, MAX_PX) for side in sides]
+    return numbers[0], numbers[-1]
+
+
+def _triple(value: Any, what: str, path: Path) -> tuple[float, float, float]:
+    if not isinstance(value, list) or len(value) != 3:
+        raise ModelError(path, f"{what} must be three numbers (red, green, blue)")
+    first, second, third = (_number(number, what, path) for number in value)
+    return first, second, third
+
+
+def _integer(value: Any, what: str, path: Path, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        shown = one_line(repr(value), 40)
+        raise ModelError(path, f"{what} must be a whole number from {low} to {high}, not {shown}")
+    return value
+
+
+def _number(value: Any, what: str, path: Path) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ModelError(path, f"{what} must be a number, not {one_line(repr(value), 40)}")
+    return float(value)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _hash(directory: Path) -> str:
+    digest = hashlib.sha256()
+    files = [directory / CONFIG, directory / GRAPH, *_external(directory)]
+    for path in files:
+        with path.open("rb") as file:
+            inner = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.relative_to(directory).as_posix()}\0{inner}\n".encode())
+    return digest.hexdigest()
+
+
+def _external(directory: Path) -> list[Path]:
+    """The files below `directory` whose names occur in model.onnx: external data is referred to by its relative path.
+
+    Found so rather than by parsing, because onnx is a heavy import for the many processes that only want the hash. A
+    name that occurs by chance adds a file to the hash: harmless.
+    """
+    names = sorted(
+        path.relative_to(directory)
+        for path in directory.rglob("*")
+        if path.is_file() and path.name not in (CONFIG, GRAPH) and not path.name.startswith(".")
+    )
+    graph = directory / GRAPH
+    if not names or not graph.stat().st_size:
+        return []
+    with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        return [directory / name for name in names if view.find(name.as_posix().encode()) >= 0]
