@@ -59,13 +59,30 @@ def seamless(shape: tuple[int, int], sigma_x: float, sigma_y: float, seed: int) 
 
 
 def window(texture: np.ndarray, x0: int, y0: int, width: int, height: int) -> np.ndarray:
-    """The window of a periodic texture, wrapped around; a copy."""
-    rows = np.arange(y0, y0 + height) % texture.shape[0]
-    columns = np.arange(x0, x0 + width) % texture.shape[1]
-    return texture.take(rows, axis=0).take(columns, axis=1)
+    """The window of a periodic texture (h, w, ...), wrapped around; a copy, made of whole blocks because that is fastest."""
+    period_y, period_x = texture.shape[:2]
+    out = np.empty((height, width, *texture.shape[2:]), texture.dtype)
+    y = 0
+    while y < height:
+        from_y = (y0 + y) % period_y
+        rows = min(period_y - from_y, height - y)
+        x = 0
+        while x < width:
+            from_x = (x0 + x) % period_x
+            columns = min(period_x - from_x, width - x)
+            out[y : y + rows, x : x + columns] = texture[from_y : from_y + rows, from_x : from_x + columns]
+            x += columns
+        y += rows
+    return out
 
 
 def smoothstep(low: float, high: float, x: np.ndarray) -> np.ndarray:
-    """0 below low, 1 above high, smooth between (float32)."""
-    t = np.clip((x - np.float32(low)) * np.float32(1.0 / (high - low)), 0, 1)
-    return t * t * (3 - 2 * t)
+    """0 below low, 1 above high, smooth between; a new float32 array (high may lie below low: then it falls)."""
+    t = np.subtract(x, np.float32(low), dtype=np.float32)
+    t *= np.float32(1.0 / (high - low))
+    np.clip(t, 0, 1, out=t)
+    slope = t * np.float32(-2)
+    slope += np.float32(3)
+    t *= t
+    t *= slope
+    return t

@@ -41,12 +41,12 @@ class NucleusStyle:
     edge_um: float = 0.35
 
 
-LYMPHOCYTE = NucleusStyle((4.6, 6.4), (1.0, 1.25), 0.05, (1.45, 2.0), 0.25, 0.40, 0.55, (0, 0))
+LYMPHOCYTE = NucleusStyle((4.5, 6.2), (1.0, 1.35), 0.085, (1.45, 2.1), 0.30, 0.48, 0.55, (0, 0))
 HISTIOCYTE = NucleusStyle((6.2, 8.6), (1.1, 1.7), 0.08, (0.55, 0.85), 0.45, 0.28, 0.50, (0, 1))
 FIBROBLAST = NucleusStyle((3.6, 5.0), (2.2, 4.5), 0.06, (1.1, 1.7), 0.20, 0.25, 0.50, (0, 0))
 EPITHELIUM = NucleusStyle((5.2, 6.4), (1.3, 1.8), 0.03, (1.15, 1.45), 0.25, 0.25, 0.55, (0, 0))
-VESICULAR = NucleusStyle((8.0, 14.5), (1.0, 1.6), 0.10, (0.55, 1.00), 0.62, 0.34, 0.55, (1, 3), 0.3)
-HYPERCHROMATIC = NucleusStyle((7.5, 14.0), (1.05, 1.9), 0.20, (1.25, 1.85), 0.20, 0.45, 0.80, (0, 1))
+VESICULAR = NucleusStyle((7.2, 13.0), (1.0, 1.6), 0.085, (0.40, 0.90), 0.60, 0.30, 0.50, (1, 3), 0.3)
+HYPERCHROMATIC = NucleusStyle((6.8, 12.0), (1.05, 1.9), 0.16, (1.05, 1.65), 0.25, 0.42, 0.70, (0, 1))
 
 
 def _noise(rng: np.random.Generator, size: int, sigma: float) -> np.ndarray:
@@ -95,7 +95,7 @@ def mitosis(rng: np.random.Generator, um_per_px: float) -> Sprite:
 
 def gland(rng: np.random.Generator, um_per_px: float) -> Structure:
     """A normal gland: a lumen, one layer of even nuclei that stand in line near the basement membrane, pale cytoplasm."""
-    radius, height = rng.uniform(22, 38), rng.uniform(11, 16)
+    radius, height = rng.uniform(20, 36), rng.uniform(13, 19)
     size = int(np.ceil(2 * (radius * 1.35 + 8) / um_per_px)) | 1
     axis = (np.arange(size, dtype=np.float32) - size // 2) * um_per_px
     x, y = axis[None, :] + 0 * axis[:, None], axis[:, None] + 0 * axis[None, :]
@@ -165,3 +165,10 @@ def stamp(canvas: np.ndarray, sprite: Sprite, x: float, y: float) -> None:
     if x0 < x1 and y0 < y1:
         target = canvas[y0:y1, x0:x1]
         np.maximum(target, sprite[y0 - top : y1 - top, x0 - left : x1 - left], out=target)
+
+
+def flipped(sprites: list[Sprite], choice: np.ndarray) -> Sprite:
+    """One of the sprites in one of its eight mirror images: choice[1] picks the sprite, choice[2] the image (a view)."""
+    sprite, k = sprites[int(choice[1] * len(sprites))], int(choice[2] * 8)
+    sprite = sprite.T if k & 4 else sprite
+    return sprite[:: -1 if k & 1 else 1, :: -1 if k & 2 else 1]
