@@ -36,8 +36,7 @@ set_up() {
     fi
     if ! is_ready "$1"; then
         [ ! -e "$root/.venv/unfinished" ] || { say "an interrupted set-up is started again"; rm -rf "$root/.venv"; }
-        has_pip || make_venv
-        : >"$root/.venv/unfinished"
+        if has_pip; then : >"$root/.venv/unfinished"; else make_venv; fi
         install_packages "$1"
         rm -f "$root/.venv/unfinished"
     fi
@@ -52,6 +51,8 @@ make_venv() {
     version="$("$base" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
     say "first use: making $root/.venv with Python $version"
     rm -rf "$root/.venv"
+    mkdir "$root/.venv"
+    : >"$root/.venv/unfinished"
     if ! "$base" -c 'import ensurepip, venv' 2>/dev/null && ! "$base" -m pip --python "$base" --version >/dev/null 2>&1; then
         add_venv_package "python$version-venv"
     fi
@@ -92,11 +93,12 @@ PYTHON
 )" || die "$root/pyproject.toml cannot be read"
     say "installing $(wc -l <<<"$requirements") packages into $root/.venv (once; a minute or two)"
     [ ! -t 2 ] || shown=/dev/stderr
+    : >"$log"
     if ! "$python" -m pip install --disable-pip-version-check --no-input --progress-bar off --retries 2 \
         --requirement /dev/stdin <<<"$requirements" 2>&1 | show_progress "$log" "$shown"; then
         rm -f "$root/.venv/unfinished" # pip ended by itself: what it installed is whole, the next try goes on from there
         die "packages could not be installed: $(last_error "$log")
-Is the network (or the package index that pip is set to) reachable? The whole story: $log"
+Try again when the network and the package index that pip is set to can be reached. What pip said: $log"
     fi
     cp "$root/pyproject.toml" "$root/.venv/ready-$1.new"
     mv "$root/.venv/ready-$1.new" "$root/.venv/ready-$1"
@@ -117,7 +119,10 @@ show_progress() {
 last_error() {
     local line found="pip stopped without a message"
     while IFS= read -r line; do
-        case "$line" in ERROR:*) found="${line#ERROR: }" ;; esac
+        case "$line" in
+            ERROR:*) found="${line#ERROR: }" ;;
+            *"Retrying ("*) printf 'the package index cannot be reached' && return ;;
+        esac
     done <"$1"
     printf '%s' "$found"
 }

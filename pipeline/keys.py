@@ -120,7 +120,9 @@ def _without_titles(schema: Any) -> Any:
     if isinstance(schema, dict):
         named = {"properties", "$defs"}  # below these, "title" would be a key of ours
         return {
-            name: {key: _without_titles(value) for key, value in item.items()} if name in named else _without_titles(item)
+            name: {key: _without_titles(value) for key, value in item.items()}
+            if name in named
+            else _without_titles(item)
             for name, item in schema.items()
             if name != "title"
         }

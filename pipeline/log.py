@@ -1,0 +1,241 @@
+"""Structured logs: every process writes one JSON object a line; the supervisor collects, shows and keeps them.
+
+A record has `timestamp` (UTC, ISO 8601), `level`, `process`, `event`, and `slide` where one is in hand. Workers call
+`configure` and then use `structlog.get_logger()`; their standard error is a pipe to the supervisor, which feeds it to a
+`LogSink`. Whatever else comes through that pipe (a traceback, faulthandler, a C library) becomes a record with
+event "stderr", so nothing is lost and every line of the file is JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, MutableMapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+MAX_LINE_BYTES = 64 * 1024  # a longer line is cut: a log must not become a way to fill memory
+_FIRST = ("timestamp", "level", "process", "event", "slide")
+_COLOURS = {"debug": "2", "warning": "33", "error": "31", "critical": "31;1"}
+
+
+class Stream(Protocol):
+    """Where text goes: a file, or a LogSink."""
+
+    def write(self, text: str, /) -> object: ...
+    def flush(self) -> object: ...
+
+
+def configure(process: str, fmt: str = "json", level: str = "info", stream: Stream | None = None) -> None:
+    """Set up structlog for this process. `fmt` is console, json or auto (console); `stream` is standard error by default."""
+    target = sys.stderr if stream is None else stream
+    colours = wants_colours(target)
+
+    def name_process(_: Any, __: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        record.setdefault("process", process)  # not a context variable: those do not reach other threads
+        return record
+
+    def to_line(_: Any, __: str, record: MutableMapping[str, Any]) -> str:
+        return to_json(record) if fmt == "json" else to_console(record, colours)
+
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            name_process,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            to_line,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=lambda *_: _LineLogger(target),
+        cache_logger_on_first_use=False,
+    )
+
+
+def slide_context(slide: str) -> contextlib.AbstractContextManager[None]:
+    """Within it, every record of this thread names the slide."""
+    return structlog.contextvars.bound_contextvars(slide=slide)
+
+
+class _LineLogger:
+    """What structlog calls at the end: one write for each record."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def msg(self, line: str) -> None:
+        # The reader of the pipe may be gone, or the disk full: work that is under way must not die of its log.
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+    log = debug = info = warning = warn = error = critical = fatal = failure = exception = err = msg
+
+
+def wants_colours(stream: object) -> bool:
+    """Colours go only to a terminal, and never against NO_COLOR (no-color.org)."""
+    isatty = getattr(stream, "isatty", None)
+    return bool(isatty and isatty()) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def parse(line: bytes, process: str = "") -> dict[str, Any]:
+    """A line from a worker as a record; what is not a record of ours becomes one with event "stderr" and the text."""
+    text = line[:MAX_LINE_BYTES].decode("utf-8", "backslashreplace").rstrip("\r\n")
+    if text.startswith("{"):
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict) and isinstance(record.get("event"), str):
+            if process:
+                record.setdefault("process", process)
+            return record
+    return raw_record(text, process)
+
+
+def raw_record(text: str, process: str) -> dict[str, Any]:
+    """A record for text that is not one."""
+    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    return {"timestamp": now, "level": "warning", "process": process, "event": "stderr", "text": text}
+
+
+def render(line: bytes, fmt: str, colours: bool = False) -> str:
+    """A line from a worker as text for people (`console`, `auto`) or machines (`json`), without the newline."""
+    record = parse(line)
+    return to_json(record) if fmt == "json" else to_console(record, colours)
+
+
+def to_json(record: MutableMapping[str, Any]) -> str:
+    """A record as one line of JSON, the common fields first."""
+    ordered = {name: record[name] for name in _FIRST if record.get(name) is not None}
+    ordered.update((name, value) for name, value in record.items() if name not in _FIRST)
+    return json.dumps(ordered, ensure_ascii=False, default=str)
+
+
+def to_console(record: MutableMapping[str, Any], colours: bool) -> str:
+    """A record as one line for people; a traceback or raw text follows indented."""
+    level = str(record.get("level", "info"))
+    time = str(record.get("timestamp", ""))[:19]
+    event = _printable(str(record.get("event", "")))
+    fields = [
+        f"{name}={_field(value)}"
+        for name, value in record.items()
+        if name not in ("timestamp", "level", "process", "event", "exception", "text") and value is not None
+    ]
+    line = f"{time}Z {level:<7} {_printable(str(record.get('process', ''))):<12} {event}"
+    line = "  ".join([line.rstrip(), " ".join(fields)]) if fields else line.rstrip()
+    if colours and level in _COLOURS:
+        line = f"\x1b[{_COLOURS[level]}m{line}\x1b[0m"
+    for name in ("text", "exception"):
+        for extra in str(record.get(name) or "").splitlines():
+            line += f"\n    {_printable(extra)}"
+    return line
+
+
+def _field(value: object) -> str:
+    text = _printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+    return json.dumps(text, ensure_ascii=False) if isinstance(value, str) and (" " in text or not text) else text
+
+
+def _printable(text: str) -> str:
+    """File names and damaged files can hold control characters; a terminal must not obey them."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+class LogSink:
+    """Collects the records of all processes: shows them, and appends them to a file as JSON lines.
+
+    `feed` takes bytes as they come out of a worker's pipe. A LogSink is also a stream for `configure(..., "json",
+    stream=sink)`, which is how the supervisor's own records come here. `show` replaces writing to `stream`, for a
+    progress display that keeps its place below the log. Not for use from several threads. Raises OSError when `file`
+    cannot be opened; a write that fails later (disk full) is said once and does not stop the run.
+    """
+
+    def __init__(
+        self,
+        fmt: str = "auto",
+        stream: Stream | None = None,
+        file: Path | None = None,
+        show: Callable[[str], None] | None = None,
+    ) -> None:
+        self._fmt = fmt
+        self._stream = sys.stderr if stream is None else stream
+        self._colours = wants_colours(self._stream)
+        self.show = self._write if show is None else show
+        self._rest: dict[str, bytes] = {}
+        self._complained = False
+        self._fd = None if file is None else os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def feed(self, process: str, chunk: bytes) -> None:
+        """Bytes of a worker's standard error; unfinished lines wait for their end."""
+        *lines, rest = (self._rest.pop(process, b"") + chunk).split(b"\n")
+        while len(rest) > MAX_LINE_BYTES:
+            lines.append(rest[:MAX_LINE_BYTES])
+            rest = rest[MAX_LINE_BYTES:]
+        if rest:
+            self._rest[process] = rest
+        self._lines(process, lines)
+
+    def end(self, process: str) -> None:
+        """The process is gone: what is left of its last line is all there will be."""
+        self._lines(process, [rest] if (rest := self._rest.pop(process, b"")) else [])
+
+    def _lines(self, process: str, lines: list[bytes]) -> None:
+        raw: list[str] = []  # neighbouring lines that are no records are one thing, such as a traceback
+        for line in lines:
+            record = parse(line, process)
+            if record["event"] == "stderr" and "text" in record:
+                raw.append(record["text"])
+                continue
+            self._flush_raw(process, raw)
+            self.emit(record)
+        self._flush_raw(process, raw)
+
+    def _flush_raw(self, process: str, raw: list[str]) -> None:
+        if text := "\n".join(raw).strip("\n"):
+            self.emit(raw_record(text, process))
+        raw.clear()
+
+    def emit(self, record: MutableMapping[str, Any]) -> None:
+        """Show and keep one record."""
+        self.show(self._text(record))
+        if self._fd is None:
+            return
+        try:
+            os.write(self._fd, (to_json(record) + "\n").encode("utf-8", "backslashreplace"))
+        except OSError as error:
+            if not self._complained:
+                self._complained = True
+                problem = f"the log file cannot be written: {error.strerror}; messages go on here only"
+                self.show(self._text({**raw_record("", "supervisor"), "event": problem}))
+
+    def _text(self, record: MutableMapping[str, Any]) -> str:
+        return to_json(record) if self._fmt == "json" else to_console(record, self._colours)
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text + "\n")
+            self._stream.flush()
+
+    def write(self, text: str) -> int:
+        """As a stream: lines of this process's own records."""
+        self.feed("", text.encode("utf-8", "backslashreplace"))
+        return len(text)
+
+    def flush(self) -> None:
+        """As a stream: nothing is held back."""
+
+    def close(self) -> None:
+        """Show what is left and close the file. Can be called twice."""
+        for process in list(self._rest):
+            self.end(process)
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
