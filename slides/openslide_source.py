@@ -11,6 +11,7 @@ A read error puts an OpenSlide handle into an error state for good: even its dim
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -203,7 +204,7 @@ def _blocks(out_size: int, level_size: int) -> list[tuple[int, int, int, int]]:
     factor = level_size / out_size
     step = max(1, int(_BLOCK / factor))
     edges = [*range(0, out_size, step), out_size]
-    return [(a, b, round(a * factor), round(b * factor)) for a, b in zip(edges, edges[1:], strict=False)]
+    return [(a, b, round(a * factor), round(b * factor)) for a, b in itertools.pairwise(edges)]
 
 
 def _read_argb(

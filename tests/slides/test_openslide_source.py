@@ -327,7 +327,7 @@ def test_unknown_kind(slide: Path) -> None:
 
 def test_the_reader_is_light_to_import(root: Path) -> None:
     """A reader process starts without the heavy packages."""
-    heavy = "onnxruntime pyarrow scipy pydantic pandas tifffile torch onnx rich".split()
+    heavy = ["onnxruntime", "pyarrow", "scipy", "pydantic", "pandas", "tifffile", "torch", "onnx", "rich"]
     modules = "slides.source, slides.openslide_source, slides.plan, slides.tissue"
     code = f"import sys, {modules}; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
