@@ -13,6 +13,9 @@ STATE_NAMES = ("pending", "inferred", "failed")
 # A softmax in half precision may miss 1 by a few units of its last place; anything further off is not a probability.
 PROBABILITY_SLACK = 1e-2
 
+# Six decimal digits each: GeoJSON writes a patch's row and column into its UUID.
+GRID_LIMIT = 1_000_000
+
 
 class Counts(NamedTuple):
     """Patches of a slide; planned = inferred + failed, always."""
@@ -59,8 +62,8 @@ class SlideRecord:
     def __post_init__(self) -> None:
         n = len(self.columns)
         classes = len(self.model["classes"])
-        if classes == 0:
-            raise ValueError(f"{self.slide}: the model has no classes")
+        if classes == 0 or len(set(self.model["classes"])) != classes:
+            raise ValueError(f"{self.slide}: the model has no classes, or two of the same name")
         if self.probabilities.shape != (n, classes) or self.probabilities.dtype != np.float32:
             raise ValueError(
                 f"{self.slide}: probabilities are {self.probabilities.dtype} {self.probabilities.shape}, "
@@ -82,9 +85,10 @@ class SlideRecord:
             raise ValueError(f"{self.slide}: two patches have the same place on the grid")
 
     def _cells_repeat(self) -> bool:
-        if min(int(self.columns.min()), int(self.rows.min())) < 0:
-            raise ValueError(f"{self.slide}: a patch lies at a negative place on the grid")
-        cells = np.sort(self.rows.astype(np.int64) << 32 | self.columns.astype(np.int64))
+        for place in (self.columns, self.rows):
+            if int(place.min()) < 0 or int(place.max()) >= GRID_LIMIT:
+                raise ValueError(f"{self.slide}: a patch lies outside of every grid (0 to {GRID_LIMIT - 1})")
+        cells = np.sort(self.rows.astype(np.int64) * GRID_LIMIT + self.columns)
         return bool((cells[1:] == cells[:-1]).any())
 
     @property

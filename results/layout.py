@@ -1,0 +1,36 @@
+"""Where a slide's files lie below the output folder."""
+
+from __future__ import annotations
+
+# Format name (as in the configuration's results.formats) -> folder and suffix. The first folders are WSInfer's names.
+FORMATS: dict[str, tuple[str, str]] = {
+    "csv": ("model-outputs-csv", ".csv"),
+    "geojson": ("model-outputs-geojson", ".json"),
+    "parquet": ("model-outputs-parquet", ".parquet"),
+    "mask": ("masks", ".png"),
+    "heatmap_png": ("heatmaps", ".png"),
+    "heatmap_tiff": ("heatmaps", ".tiff"),
+}
+SUMMARY = ("slides", ".json")
+
+
+def check_slide_id(slide: str) -> str:
+    """``slide`` itself; ValueError where it would lead out of the output folder or is no file name."""
+    parts = slide.split("/")
+    if not slide or "\0" in slide or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"slide id {slide!r} is not a path below the input folder; it cannot name a result file")
+    return slide
+
+
+def output_path(slide: str, name: str) -> str:
+    """Path of the format ``name`` (or ``summary``) of ``slide``, relative to the output folder, '/'-separated."""
+    folder, suffix = SUMMARY if name == "summary" else FORMATS[name]
+    return f"{folder}/{check_slide_id(slide)}{suffix}"
+
+
+def check_formats(formats: set[str]) -> list[str]:
+    """``formats`` in the order in which they are written; ValueError names one that does not exist."""
+    unknown = sorted(set(formats) - set(FORMATS))
+    if unknown:
+        raise ValueError(f"unknown result format {unknown[0]!r}; known are {', '.join(FORMATS)}")
+    return [name for name in FORMATS if name in formats]

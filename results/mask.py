@@ -1,0 +1,26 @@
+"""``masks/<slide>.png``: where the tissue is."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from results.atomic import write_atomic
+from results.record import SlideRecord
+
+
+def write_mask(record: SlideRecord, path: Path) -> None:
+    """Write the tissue mask as 8-bit grey PNG of the overview's size: 255 tissue, 0 not.
+
+    Raises ValueError where the record has no mask, OSError where it cannot be written.
+    """
+    if record.mask is None:
+        raise ValueError(f"{record.slide}: the record has no tissue mask")
+    image = Image.fromarray(record.mask.astype(np.uint8) * np.uint8(255))
+    # Into memory first: Pillow writes to the descriptor itself and then names neither the file nor the cause.
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    write_atomic(path, lambda file: file.write(buffer.getbuffer()))
