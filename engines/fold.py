@@ -7,10 +7,11 @@ probabilities.
 Cast comes before Transpose because TensorRT's parser refuses a Transpose of uint8. The nodes added mean the same in
 every opset from 7 on, so the network keeps its own opset and nothing is converted or merged.
 
-Resize is what torchvision's `Resize` does to a PIL image, that is Pillow's `Image.resize(BILINEAR)`: a triangle filter,
-widened by the scale when it shrinks (antialiasing), along the rows, rounded to whole numbers, then along the columns,
-rounded again. Sizes are fixed, so each pass is a product with a constant matrix: MatMul, which every engine has
-(TensorRT has no antialiased Resize).
+Resize is what torchvision's `Resize` does to a PIL image, that is Pillow's `Image.resize(BILINEAR)`, bit for bit. Sizes
+are fixed, so each axis is a product with a constant matrix: MatMul, which every engine has (TensorRT has no antialiased
+Resize). Pillow computes in whole numbers, with weights of 22 bits, and rounds to whole grey levels after each axis.
+float32 holds 24 bits, so the weights go in as two halves of 11 bits: every product and sum is then a whole number that
+float32 holds exactly (TF32 too), and the answer does not hang on an engine's order of summation.
 
 The only module that imports `onnx`.
 """
@@ -33,8 +34,11 @@ OUTPUT = "probabilities"
 PREFIX = "slidestream."
 MIN_OPSET = 7
 MIN_IR = 8
+# Pillow's weights have 22 bits (PRECISION_BITS in Resample.c); they are split in the middle.
+LOW = 2048
 # Protobuf stops at 2 GiB; beyond this the weights go into a file beside the graph.
 EXTERNAL_BYTES = 1_900_000_000
+DATA_SUFFIX = ".data"
 _EXPORT = 'export it with dynamic_axes={"input": {0: "batch"}}: see docs/models.md'
 
 
@@ -75,10 +79,14 @@ def fold(model: Model) -> onnx.ModelProto:
 
 
 def save_folded(proto: onnx.ModelProto, path: Path) -> None:
-    """Writes a folded graph to `path`, with the weights in `<path>.data` where protobuf could not hold them."""
+    """Writes a folded graph to `path`, with the weights in `<path>.data` where protobuf could not hold them.
+
+    Raises OSError.
+    """
     size = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
     if size > EXTERNAL_BYTES:
-        onnx.save_model(proto, str(path), save_as_external_data=True, location=path.name + ".data")
+        path.with_name(path.name + DATA_SUFFIX).unlink(missing_ok=True)  # onnx would append to it
+        onnx.save_model(proto, str(path), save_as_external_data=True, location=path.name + DATA_SUFFIX)
         return
     path.write_bytes(proto.SerializeToString())
 
@@ -101,6 +109,17 @@ def resize_matrix(source: int, target: int) -> np.ndarray:
     return matrix
 
 
+def split_weights(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights rounded to 22 bits as Pillow rounds them, as (high, low): whole multiples of 2**-11, matrix = high + low
+    / 2**11.
+
+    `low` is scaled up by 2**11, so that both have 11 significant bits.
+    """
+    whole = np.floor(matrix * LOW * LOW + 0.5)
+    high = np.floor(whole / LOW)
+    return high / LOW, (whole - high * LOW) / LOW
+
+
 def _prelude(model: Model, target: str, half: bool) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     """Nodes and constants from INPUT to the tensor `target`, the network's own input (float16 where `half`)."""
     nodes: list[onnx.NodeProto] = []
@@ -116,17 +135,25 @@ def _prelude(model: Model, target: str, half: bool) -> tuple[list[onnx.NodeProto
 
     pixels = node("Cast", [INPUT], "cast", to=TensorProto.FLOAT)
     pixels = node("Transpose", [pixels], "nchw", perm=[0, 3, 1, 2])
+
+    def resample(matrix: np.ndarray, axis: str) -> str:
+        # floor((2048 A + B) / 2**22 + 1/2) = floor(A / 2**11 + floor(B / 2**11) / 2**11 + 1/2), all exact in float32.
+        parts = []
+        for part, half_of in zip(("high", "low"), split_weights(matrix), strict=True):
+            weights = constant(f"{axis}_{part}_weights", half_of.T if axis == "width" else half_of)
+            operands = [pixels, weights] if axis == "width" else [weights, pixels]
+            parts.append(node("MatMul", operands, f"{axis}_{part}"))
+        carry = node("Floor", [parts[1]], f"{axis}_carry")
+        carry = node("Mul", [carry, constant(f"{axis}_unit", np.array(1.0 / LOW))], f"{axis}_carry_scaled")
+        total = node("Add", [parts[0], carry], f"{axis}_sum")
+        total = node("Add", [total, constant(f"{axis}_half", np.array(0.5))], f"{axis}_plus_half")
+        return node("Floor", [total], f"{axis}_rounded")
+
     height, width = model.input_hw
-    if model.transform.resize:
-        half_level = constant("half_level", np.array(0.5))
     if width != model.patch_px:
-        columns = constant("width_matrix", resize_matrix(model.patch_px, width).T)
-        pixels = node("MatMul", [pixels, columns], "width")
-        pixels = node("Floor", [node("Add", [pixels, half_level], "width_half")], "width_rounded")
+        pixels = resample(resize_matrix(model.patch_px, width), "width")
     if height != model.patch_px:
-        rows = constant("height_matrix", resize_matrix(model.patch_px, height))
-        pixels = node("MatMul", [rows, pixels], "height")
-        pixels = node("Floor", [node("Add", [pixels, half_level], "height_half")], "height_rounded")
+        pixels = resample(resize_matrix(model.patch_px, height), "height")
     mean, std = np.array(model.transform.mean), np.array(model.transform.std)
     pixels = node("Mul", [pixels, constant("scale", (1.0 / (255.0 * std)).reshape(1, 3, 1, 1))], "scaled")
     pixels = node("Add", [pixels, constant("shift", (-mean / std).reshape(1, 3, 1, 1))], "normalised")
