@@ -6,7 +6,6 @@ Each finding is one line that starts with ok, warn or FAIL. The probes touch the
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import platform
 import resource
@@ -238,15 +237,6 @@ def check_out(out: Path) -> Iterator[Finding]:
     free = shutil.disk_usage(folder).free
     enough = free >= DISK_WANTED
     yield Finding("ok" if enough else "warn", "results", f"{size(free)} free in {folder}")
-
-
-def installed(*packages: str) -> dict[str, str]:
-    """Versions of packages that are installed, for run.json and bug reports."""
-    found = {}
-    for package in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
 
 
 def _limit(value: int) -> str:

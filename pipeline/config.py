@@ -75,7 +75,8 @@ def _problems(error: ValidationError, layer: Layer) -> str:
     """All problems in one line: each key once, unknown keys first, at most three."""
     messages: dict[str, str] = {}
     for problem in sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden"):
-        name = _known_prefix(problem["loc"]) if problem["type"] != "extra_forbidden" else _dotted(problem["loc"])
+        unknown = problem["type"] == "extra_forbidden"
+        name = _first_leaf(_dotted(problem["loc"]), layer.data) if unknown else _known_prefix(problem["loc"])
         messages.setdefault(name, _message(name, problem, layer))
     shown = list(messages.values())[:3]
     more = len(messages) - len(shown)
@@ -84,6 +85,15 @@ def _problems(error: ValidationError, layer: Layer) -> str:
 
 def _dotted(location: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in location)
+
+
+def _first_leaf(name: str, data: dict[str, Any]) -> str:
+    """An unknown section goes by its first key: `slide.mpp` says more of what was meant than `slide`."""
+    value = _given(name, data)
+    while isinstance(value, dict) and value:
+        first = next(iter(value))
+        name, value = f"{name}.{first}", value[first]
+    return name
 
 
 def _known_prefix(location: tuple[int | str, ...]) -> str:

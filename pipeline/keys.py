@@ -1,4 +1,7 @@
-"""Every configuration key as data: for error messages, the table in the documentation, and the JSON Schema for editors."""
+"""Every configuration key as data: for error messages, the table in the documentation, and the JSON Schema for editors.
+
+`python -m pipeline.keys` writes what is generated from here.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,14 @@ import difflib
 import functools
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.schema import CHANGES_RESULTS, Config
 
 SCHEMA_FILE = "configs/slidestream.schema.json"
+TABLE_START = "<!-- all keys: written by `python -m pipeline.keys` -->"
+TABLE_END = "<!-- end of all keys -->"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,3 +148,16 @@ def markdown_table() -> str:
             default = key.default.replace("|", "\\|")
             lines.append(f"| `{key.name}` | `{default}` | {key.allowed} | {key.description}{mark} |")
     return "\n".join(lines) + "\n"
+
+
+def _write_generated(root: Path) -> None:
+    """Write the JSON Schema, and the table between its marks in docs/configuration.md."""
+    (root / SCHEMA_FILE).write_text(json_schema())
+    page = root / "docs" / "configuration.md"
+    before, _, rest = page.read_text().partition(TABLE_START)
+    _, _, after = rest.partition(TABLE_END)
+    page.write_text(f"{before}{TABLE_START}\n{markdown_table()}{TABLE_END}{after}")
+
+
+if __name__ == "__main__":
+    _write_generated(Path(__file__).resolve().parent.parent)

@@ -13,6 +13,8 @@ MAX_FILE_BYTES = 1 << 20
 MAX_DEPTH = 16
 MAX_NODES = 20_000  # aliases can make a short file enormous
 
+_PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+
 
 class ConfigError(Exception):
     """A configuration that cannot be used. str() is one line that says where, what is wrong, and what would be right."""
@@ -62,7 +64,7 @@ def _parse(text: str, name: str) -> Layer:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        if node is None:
+        if node is None or node.tag == "tag:yaml.org,2002:null":
             return Layer({}, {})
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError(f"{name}, line 1: a configuration is made of `section:` and `key: value` lines")
@@ -89,6 +91,8 @@ class _Builder:
         self.nodes += 1
         if self.nodes > MAX_NODES or len(keys) > MAX_DEPTH:
             raise ConfigError(f"{self._at(node)}: nested too deeply or too long for a configuration")
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN_TAGS:
+            raise ConfigError(f"{self._at(node)}: the tag {node.tag} has no place in a configuration")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, keys)
         if isinstance(node, yaml.SequenceNode):

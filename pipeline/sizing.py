@@ -9,6 +9,7 @@ from pipeline.machine import MIB, Machine
 from pipeline.schema import Config
 
 CPU_BATCH = 32
+SMALLEST_BATCH = 4  # to which an automatic batch shrinks where memory is short
 # Memory that a run may take of what the machine has; the rest is for the system and its page cache, which holds slide files.
 MEMORY_SHARE = 0.75
 # What sizes assume while the model is not yet known.
@@ -59,8 +60,9 @@ def resolve(
 ) -> Config:
     """`config` with numbers for every `auto`. What was given as a number stays; only `auto` values shrink to fit memory."""
     readers, workers, threads = _shares(config, machine.cores)
+    batch = CPU_BATCH if config.batcher.batch == "auto" else config.batcher.batch
     while True:
-        sized = _sized(config, readers, workers, threads)
+        sized = _sized(config, readers, workers, threads, batch)
         needed = sum(size for _, size in memory_bound(sized, patch_px, classes, model_bytes))
         if needed <= machine.memory_bytes * MEMORY_SHARE:
             return sized
@@ -69,8 +71,8 @@ def resolve(
             threads = _threads(config, machine.cores, workers)
         elif config.reader.workers == "auto" and readers > 1:
             readers //= 2
-        elif config.batcher.batch == "auto" and sized.batcher.batch > 4:
-            config = _replace(config, batcher={"batch": sized.batcher.batch // 2})
+        elif config.batcher.batch == "auto" and batch > SMALLEST_BATCH:
+            batch //= 2
         else:
             return sized  # as small as it gets; `slidestream check` tells whether that fits
 
@@ -93,8 +95,7 @@ def _threads(config: Config, cores: int, workers: int) -> int:
     return config.inference.threads if config.inference.threads != "auto" else max(1, cores // workers)
 
 
-def _sized(config: Config, readers: int, workers: int, threads: int) -> Config:
-    batch = CPU_BATCH if config.batcher.batch == "auto" else config.batcher.batch
+def _sized(config: Config, readers: int, workers: int, threads: int, batch: int) -> Config:
     slots = config.batcher.slots
     if slots == "auto":
         slots = slots_wanted(config, readers, workers)
