@@ -108,12 +108,13 @@ def plain_line(status: Status, older: Status) -> str:
 def _troubles(status: Status) -> list[str]:
     restarts = sum(stage.restarts for stage in status.stages)
     counts = [
-        (status.slides_failed, "slides failed"),
-        (status.slides_partial, "slides partial"),
-        (status.patches_failed, "patches failed"),
-        (restarts, "processes replaced"),
+        (status.slides_failed, "slide", "failed"),
+        (status.slides_partial, "slide", "partial"),
+        (status.patches_failed, "patch", "failed"),
+        (restarts, "process", "replaced"),
     ]
-    return [f"{count:,} {what}" for count, what in counts if count]
+    plural = {"slide": "slides", "patch": "patches", "process": "processes"}
+    return [f"{count:,} {noun if count == 1 else plural[noun]} {what}" for count, noun, what in counts if count]
 
 
 def _start_live(stream: TextIO, text: str) -> Any:
@@ -134,16 +135,15 @@ def _panel(status: Status, older: Status) -> RenderableType:
 
     speed = rate(older, status)
     left = eta_s(status, speed)
-    head = Table.grid(padding=(0, 2))
+    head = Table.grid(padding=(0, 2, 0, 0))
     within = sum(done / planned for _, done, planned in status.active if planned > 0)
     head.add_row(
         Text(f"slides {status.slides_finished}/{status.slides_total}", style="bold"),
-        ProgressBar(total=max(1, status.slides_total), completed=status.slides_finished + within, width=30),
+        ProgressBar(total=max(1, status.slides_total), completed=status.slides_finished + within, width=20),
         f"{speed:,.0f} patches/s",
         f"time left {'unknown' if left is None else duration(left)}",
-        Text(", ".join(_troubles(status)), style="yellow"),
     )
-    slides = Table.grid(padding=(0, 3))
+    slides = Table.grid(padding=(0, 2, 0, 0))
     shown = [
         f"{name} {100 * done // planned if planned else 0} %" for name, done, planned in status.active[:_SLIDES_SHOWN]
     ]
@@ -151,7 +151,7 @@ def _panel(status: Status, older: Status) -> RenderableType:
         shown.append(f"and {len(status.active) - _SLIDES_SHOWN} more")
     slides.add_row(*(Text(text, overflow="ellipsis", no_wrap=True) for text in shown or ["no slide under way"]))
 
-    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("stage")
     for title in ("workers", "busy", "waits for input", "waits for room", "replaced"):
         table.add_column(title, justify="right")
@@ -159,4 +159,5 @@ def _panel(status: Status, older: Status) -> RenderableType:
     for stage in status.stages:
         fractions = [f"{100 * share:.0f} %" for share in shares(stage, before.get(stage.kind))]
         table.add_row(stage_name(stage.kind), str(stage.workers), *fractions, str(stage.restarts or ""))
-    return Group(head, slides, table)
+    troubles = _troubles(status)
+    return Group(head, slides, table, *([Text(", ".join(troubles), style="yellow")] if troubles else []))
