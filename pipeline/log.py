@@ -169,9 +169,14 @@ class LogSink:
         self._stream = sys.stderr if stream is None else stream
         self._colours = wants_colours(self._stream)
         self.show = self._write if show is None else show
+        self._hear: Callable[[MutableMapping[str, Any]], None] | None = None
         self._rest: dict[str, bytes] = {}
         self._complained = False
         self._fd = None if file is None else os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def listen(self, hear: Callable[[MutableMapping[str, Any]], None]) -> None:
+        """`hear` is given every record, before it is shown."""
+        self._hear = hear
 
     def feed(self, process: str, chunk: bytes) -> None:
         """Bytes of a worker's standard error; unfinished lines wait for their end."""
@@ -205,6 +210,8 @@ class LogSink:
 
     def emit(self, record: MutableMapping[str, Any]) -> None:
         """Show and keep one record."""
+        if self._hear is not None:
+            self._hear(record)
         self.show(self._text(record))
         if self._fd is None:
             return

@@ -18,28 +18,27 @@ class StageTime:
 
 
 class Account:
-    """Integrates over time what each worker is doing; a worker works as long as it holds a lease."""
+    """Integrates over time what each worker is doing."""
 
     def __init__(self) -> None:
         self.stages: dict[str, StageTime] = {}
         self._last: float | None = None
 
-    def advance(self, now: float, workers: Iterable[Worker], lacks_room: Callable[[str], bool]) -> None:
-        """Attribute the time since the last call. `lacks_room(kind)` says whether idle workers of a kind wait for room."""
+    def advance(self, now: float, workers: Iterable[Worker], idle_is: Callable[[str], str]) -> None:
+        """Attribute the time since the last call. A worker that holds a lease works; `idle_is(kind)` names the field of
+        StageTime that the time of one without a lease belongs to."""
         last, self._last = self._last, now
         if last is None or now <= last:
             return
-        lacking: dict[str, bool] = {}
+        idle: dict[str, str] = {}
         for worker in workers:
-            stage = self.stages.get(worker.kind)
+            kind = worker.kind
+            stage = self.stages.get(kind)
             if stage is None:
-                stage = self.stages[worker.kind] = StageTime()
+                stage = self.stages[kind] = StageTime()
             if worker.leases:
                 stage.working += now - last
                 continue
-            if worker.kind not in lacking:
-                lacking[worker.kind] = lacks_room(worker.kind)
-            if lacking[worker.kind]:
-                stage.waiting_room += now - last
-            else:
-                stage.waiting_input += now - last
+            if kind not in idle:
+                idle[kind] = idle_is(kind)
+            setattr(stage, idle[kind], getattr(stage, idle[kind]) + now - last)

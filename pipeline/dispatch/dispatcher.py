@@ -141,7 +141,7 @@ class Dispatcher:
             case Begun():
                 self._intake.begun(message)
             case Journaled():
-                self._records.acknowledge(message)
+                self._records.acknowledge(message, now)
             case Started() | Consumed():
                 lease = worker.leases.get(message.lease)
                 if lease is not None and lease.kind == "run":
@@ -202,12 +202,17 @@ class Dispatcher:
             self._feed.offer(now)
 
     def _advance(self, now: float) -> None:
-        self._account.advance(now, self._board.leases.workers.values(), self._lacks_room)
+        self._account.advance(now, self._board.leases.workers.values(), self._idle_is)
 
-    def _lacks_room(self, kind: str) -> bool:
-        if kind == READER:
-            return self._feed.lacks_room
-        return kind == INFERENCE and self._feed.slots.anything_ready and not self._records.room
+    def _idle_is(self, kind: str) -> str:
+        """What a worker without a lease is doing, as a field of StageTime. The aggregator works without leases."""
+        if kind == AGGREGATOR and len(self._records):
+            return "working"
+        if kind == READER and self._feed.lacks_room:
+            return "waiting_room"
+        if kind == INFERENCE and self._feed.slots.anything_ready and not self._records.room:
+            return "waiting_room"
+        return "waiting_input"
 
     # ------------------------------------------------------------ what the supervisor is shown
 
@@ -218,8 +223,11 @@ class Dispatcher:
         leased = any(w.leases for w in self._board.leases.workers.values() if w.kind != WRITER)
         return self._board.draining and self._feed.idle and not leased and not len(self._records) and not writing
 
-    def report(self) -> Report:
-        """Slides in work, stages with their times, slots and queues; plain data for display and run.json."""
+    def report(self, worked_s: float = 0.0, waited_s: float = 0.0) -> Report:
+        """Slides in work, stages with their times, slots and queues; plain data for display and run.json.
+
+        `worked_s` and `waited_s` are the batcher's own seconds.
+        """
         slides = self._board.slides.values()
         stages: dict[str, Any] = {
             kind: {
@@ -230,6 +238,13 @@ class Dispatcher:
                 "waiting_room_s": round(time.waiting_room, 3),
             }
             for kind, time in self._account.stages.items()
+        }
+        stages["batcher"] = {
+            "workers": 1,
+            "busy": 1,
+            "working_s": round(worked_s, 3),
+            "waiting_input_s": round(waited_s, 3),
+            "waiting_room_s": 0.0,
         }
         active = [s for s in slides if s.state is SlideState.READING]
         return Report(
@@ -243,6 +258,9 @@ class Dispatcher:
                 "slots": self._feed.slots.counts(),
                 "suspects": len(self._feed.suspects),
                 "records": len(self._records),
+                "settled": self._records.settled_patches,
+                "first_result_at": self._records.first_at,
+                "present": [[w.name, w.generation] for w in self._board.leases.workers.values()],
                 "stages": stages,
                 "stale": self.stale,
                 "drained": self.drained,

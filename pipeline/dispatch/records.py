@@ -22,6 +22,8 @@ class Records:
         self._settled = settled
         self._next = 1
         self._unacknowledged: dict[int, Record] = {}
+        self.settled_patches = 0
+        self.first_at: float | None = None  # when the first result was safe
 
     def __len__(self) -> int:
         return len(self._unacknowledged)
@@ -60,12 +62,16 @@ class Records:
             if record.slide == slide.number and aggregator is not None:
                 self._board.send(aggregator, record)
 
-    def acknowledge(self, message: Journaled) -> None:
+    def acknowledge(self, message: Journaled, now: float) -> None:
         for number in message.records:
             record = self._unacknowledged.pop(number, None)
             if record is None:
                 continue
+            inferred, failed = len(record.patches) // 4, len(record.failures)
+            self.settled_patches += inferred + failed
+            if self.first_at is None and inferred:
+                self.first_at = now
             slide = self._board.slides.get(record.slide)
             if slide is not None:
-                slide.settle(len(record.patches) // 4, len(record.failures))
+                slide.settle(inferred, failed)
                 self._settled(slide)

@@ -1,0 +1,136 @@
+"""The supervisor's processes: started, watched by pidfd, reaped, and judged by how they died."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.rundir import RunDir
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Threads that numerical libraries would start in every process; the engine sets its own number.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+_FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+
+
+@dataclass(slots=True)
+class Child:
+    """One generation of one worker process."""
+
+    kind: str
+    name: str
+    generation: int
+    process: subprocess.Popen
+    pidfd: int
+    stderr: int
+    started_at: float
+    oom_kills: int
+    sentence: str = ""  # why we killed it, if we did
+    joined: bool = False
+
+    @property
+    def running(self) -> bool:
+        return self.process.returncode is None
+
+    def kill(self, reason: str) -> None:
+        """SIGKILL; its death is found by `reap` like any other."""
+        self.sentence = self.sentence or reason
+        if self.running:
+            self.process.kill()
+
+    def reap(self) -> int | None:
+        """The exit status once it is dead (then nothing of it can write any more), else None."""
+        return self.process.poll()
+
+    def close(self) -> None:
+        os.close(self.pidfd)
+        os.close(self.stderr)
+
+
+def spawn(kind: str, name: str, generation: int, run: RunDir, memory_fd: int) -> Child:
+    """Start `python -m stages.<kind>`. To be called from the main thread: the child dies with the thread that made it."""
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(read_end, False)
+    command = [sys.executable, "-m", f"stages.{kind}", "--run", str(run.path), "--name", name]
+    command += ["--generation", str(generation), "--memory", str(memory_fd), "--parent", str(os.getpid())]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=write_end,
+            stderr=write_end,
+            pass_fds=(memory_fd,),
+            start_new_session=True,  # Ctrl-C on the terminal reaches the supervisor alone
+            env={**_ONE_THREAD, **os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+        )
+    finally:
+        os.close(write_end)
+    return Child(kind, name, generation, process, os.pidfd_open(process.pid), read_end, time.monotonic(), oom_kills())
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed for lack of memory since boot; 0 where that cannot be read."""
+    try:
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    except OSError:
+        pass
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a worker ended. `blame`: its own work may have done it."""
+
+    cause: str
+    blame: bool
+    code: int
+
+
+def judge(code: int, sentence: str, out_of_memory: bool) -> Death:
+    """What an exit status means. A kill that came neither from us nor from the kernel's lack of memory is no one's fault."""
+    if sentence:
+        return Death(sentence, True, code)
+    if code >= 0:
+        return Death(f"exit code {code}", code != 0, code)
+    try:
+        number = signal.Signals(-code)
+    except ValueError:
+        return Death(f"signal {-code}", True, code)
+    if number is signal.SIGKILL and out_of_memory:
+        return Death("killed by the kernel for lack of memory", True, code)
+    return Death(f"killed by {number.name}", number not in _FROM_OUTSIDE, code)
+
+
+@dataclass(slots=True)
+class Backoff:
+    """When a dead worker of one kind is started again, and when there is no point in it any more."""
+
+    first_s: float
+    longest_s: float
+    limit: int
+    in_a_row: int = 0
+    progress: object = field(default=None)
+
+    def died(self, blame: bool, progress: object) -> float | None:
+        """Seconds to wait before the next start; None: too many deaths in a row without any progress of the run."""
+        if progress != self.progress:
+            self.in_a_row = 0
+        self.progress = progress
+        if not blame:
+            return 0.0
+        self.in_a_row += 1
+        if self.in_a_row > self.limit:
+            return None
+        if self.in_a_row == 1:
+            return 0.0
+        return min(self.longest_s, self.first_s * 2 ** (self.in_a_row - 2))

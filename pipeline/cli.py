@@ -1,0 +1,205 @@
+"""The command line.
+
+Exit codes: 0 every slide is complete, 1 some slide failed or is partial, 2 usage or configuration, 70 a fault,
+75 interrupted (the same command goes on where it stopped).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from engines.errors import ModelError
+from pipeline import __version__
+from pipeline.config import Config, ConfigError, load_config
+from pipeline.memory import MemoryLack
+from pipeline.worker import EXIT_CONFIGURATION, EXIT_FAULT
+from slides.errors import SlideError
+
+EXIT_CODES = """\
+exit codes:
+  0   every slide is complete
+  1   at least one slide failed or is partial; the others are done
+  2   usage or configuration
+  70  a fault of slidestream or of the machine
+  75  interrupted; the same command goes on where it stopped
+"""
+
+DESCRIPTION = """\
+Run cancer-detection models over whole-slide images: slides in, heatmaps out.
+
+  slidestream demo                          see it work on a synthetic slide
+  slidestream run SLIDES/ --out RESULTS/    run a model over a folder of slides
+  slidestream check                         what it would use on this machine
+"""
+
+RUN_EPILOG = f"""\
+examples:
+  slidestream run slide.svs --out results
+  slidestream run /slides/monday --out results --model models/my-model
+  slidestream run /slides --out results --config configs/cpu.yaml --set slides.mpp=0.25
+
+Run the same command again to go on after an interruption, or to add new slides: what is complete is skipped.
+Ctrl-C once finishes what is under way, twice stops at once.
+
+{EXIT_CODES}"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if args.command is None:
+        parser.print_help()
+        return EXIT_CONFIGURATION
+    try:
+        return args.command(args)
+    except (ConfigError, ModelError, SlideError, MemoryLack) as error:
+        return _complain(str(error), EXIT_CONFIGURATION)
+    except KeyboardInterrupt:
+        return _complain("interrupted before anything was under way", 75)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAULT
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{where}{error.strerror or error}", EXIT_FAULT)
+
+
+def _complain(problem: str, code: int) -> int:
+    print(f"slidestream: {problem}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("slidestream", description=DESCRIPTION, epilog=EXIT_CODES, formatter_class=raw)
+    parser.add_argument("--version", action="version", version=f"slidestream {__version__}")
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+
+    run = commands.add_parser(
+        "run",
+        help="run a model over slides",
+        description="Run a model over slides.",
+        epilog=RUN_EPILOG,
+        formatter_class=raw,
+    )
+    run.add_argument(
+        "inputs", nargs="+", type=Path, metavar="INPUT", help="a slide, or a folder that is searched for slides"
+    )
+    run.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the results (made if need be)")
+    _add_configuration(run)
+    _add_progress(run)
+    run.set_defaults(command=_run)
+
+    demo = commands.add_parser(
+        "demo",
+        help="see it work on a synthetic slide",
+        description="Make a synthetic slide whose tumour is known, run the demonstration model on it, and compare.",
+        formatter_class=raw,
+    )
+    demo.add_argument("--out", type=Path, default=Path("demo-out"), metavar="DIR", help="folder (default: %(default)s)")
+    _add_configuration(demo)
+    _add_progress(demo)
+    demo.set_defaults(command=_demo)
+
+    slide = commands.add_parser(
+        "make-slide",
+        help="make a synthetic slide with a known truth",
+        description="Make a synthetic slide (pyramidal, JPEG-tiled TIFF) and, beside it, where its tumour is.",
+        formatter_class=raw,
+    )
+    slide.add_argument("file", type=Path, metavar="OUT.tif")
+    _add_slide_options(slide)
+    slide.set_defaults(command=_make_slide)
+
+    check = commands.add_parser(
+        "check",
+        help="what would be used on this machine, and whether it can",
+        description="Print the resolved plan, what each stage will use, the memory bound, and whether this machine can do it.",
+        formatter_class=raw,
+    )
+    check.add_argument("--out", type=Path, metavar="DIR", help="the results folder, to check it too")
+    _add_configuration(check)
+    check.set_defaults(command=_check)
+    return parser
+
+
+def _add_configuration(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="DIR", help="model directory (default: the demonstration model)")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration (default: as in configs/cpu.yaml)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one value, for example reader.workers=4",
+    )
+
+
+def _add_progress(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-progress", action="store_true", help="no progress display")
+
+
+def _add_slide_options(parser: argparse.ArgumentParser) -> None:
+    from slides.synthetic import add_arguments
+
+    add_arguments(parser)
+
+
+def _config(args: argparse.Namespace) -> Config:
+    config = load_config(args.config, args.set)
+    return config if args.model is None else config.model_copy(update={"model": args.model})
+
+
+def _run(args: argparse.Namespace) -> int:
+    from slides.discover import discover
+
+    from pipeline.run import Options, run_slides
+
+    config = _config(args)
+    found, notices = discover(args.inputs)
+    if not found:
+        names = ", ".join(str(path) for path in args.inputs)
+        raise ConfigError(f"{names}: no slides found; name a slide or a folder that holds some")
+    return run_slides(found, config, Options(args.out, "none" if args.no_progress else "auto"), notices).code
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from pipeline.demo import demo
+
+    return demo(_config(args), args.out, "none" if args.no_progress else "auto")
+
+
+def _make_slide(args: argparse.Namespace) -> int:
+    from pipeline.demo import percent
+    from slides.synthetic import from_arguments, make_slide
+    from slides.truth import truth_paths
+
+    try:
+        settings = from_arguments(args)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    truth = make_slide(args.file, settings, percent)
+    print(
+        f"{args.file}: {settings.width} x {settings.height} pixels, {truth.tissue_share:.0%} tissue, "
+        f"{truth.tumour_share:.0%} of it tumour"
+    )
+    for path in truth_paths(args.file):
+        print(f"{path}: the truth")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from pipeline.check import report
+
+    lines, able = report(_config(args), args.out)
+    print("\n".join(lines))
+    return 0 if able else EXIT_CONFIGURATION
+
+
+if __name__ == "__main__":
+    sys.exit(main())

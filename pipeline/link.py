@@ -1,0 +1,93 @@
+"""A worker's line to the batcher: greeting, beats, and leases that are valid."""
+
+from __future__ import annotations
+
+import time
+
+import zmq
+
+from pipeline.dispatch.leases import BOOT_SHIFT
+from pipeline.wire import Beat, Hello, Message, ProtocolError, Stop, Welcome, Who, decode, encode
+
+LINGER_MS = 2000  # how long a leaving process waits for its last words to be taken
+HIGH_WATER = 100_000  # never reached: credits bound what is under way; a full queue is a fault of ours
+
+
+class Stopped(Exception):
+    """The batcher has told this worker to leave."""
+
+
+class Link:
+    """A DEALER socket with the manners of this protocol. Belongs to the thread that made it.
+
+    Every lease carries in its high bits the boot of the batcher that granted it. After a batcher has died, leases of the
+    dead one may still lie in this socket; they are dropped, as its successor knows nothing of them.
+    """
+
+    def __init__(self, address: str, name: str, generation: int, hello: Hello, beat_s: float):
+        self._hello = hello
+        self._beat_s = beat_s
+        self._boot: int | None = None
+        self._said_hello_to = 0
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.IDENTITY, f"{name}.{generation}".encode())
+        self._socket.setsockopt(zmq.LINGER, LINGER_MS)
+        self._socket.set_hwm(HIGH_WATER)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+        self._socket.connect(address)
+        self._spoke_at = 0.0
+        self.send(hello)
+
+    def send(self, message: Message) -> None:
+        self._socket.send_multipart(encode(message))
+        self._spoke_at = time.monotonic()
+
+    def beat(self) -> None:
+        """To be called from the work loop as often as convenient: sends a Beat when one is due."""
+        if time.monotonic() - self._spoke_at >= self._beat_s:
+            self.send(Beat())
+
+    def receive(self, timeout_s: float) -> Message | None:
+        """The next message for the stage, or None after `timeout_s` (beats are sent meanwhile). Stopped when told to."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self.beat()
+            left = deadline - time.monotonic()
+            if not self._socket.poll(max(0.0, min(left, self._beat_s)) * 1000):
+                if left <= 0:
+                    return None
+                continue
+            message = self._valid(self._socket.recv_multipart())
+            if message is not None:
+                return message
+
+    def _valid(self, frames: list[bytes]) -> Message | None:
+        try:
+            message = decode(frames)
+        except ProtocolError:
+            return None  # only the batcher can write to this socket; what it garbles, it will find missing
+        match message:
+            case Welcome():
+                self._boot = message.boot
+            case Who():
+                if message.boot > self._said_hello_to:
+                    self._said_hello_to = message.boot
+                    self._boot = None
+                    self.send(Hello(message.boot, *self._fields()))
+            case Stop():
+                raise Stopped
+            case _:
+                lease = getattr(message, "lease", None)
+                if self._boot is not None and (lease is None or lease >> BOOT_SHIFT == self._boot):
+                    return message
+        return None
+
+    def _fields(self) -> tuple:
+        hello = self._hello
+        return hello.kind, hello.run, hello.pid, hello.credit, hello.detail
+
+    def close(self) -> None:
+        self._socket.close()
+        self._context.term()

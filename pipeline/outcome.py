@@ -1,0 +1,144 @@
+"""What a run amounts to: the snapshot for the display, the final summary, and run.json. Pure functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.status import StageStatus, Status, bottleneck, duration
+from pipeline.submissions import Submissions, Verdict
+from pipeline.supervisor import Ending, Watch
+
+STAGES = ("reader", "tissue", "batcher", "inference", "aggregator", "writer")
+FAILURES_SHOWN = 20
+
+
+def snapshot(watch: Watch, submissions: Submissions, elapsed_s: float) -> Status:
+    """The run at this moment."""
+    report = watch.report
+    over = list(submissions.verdicts.values())
+    return Status(
+        slides_total=len(submissions.found),
+        slides_done=submissions.count("complete"),
+        slides_failed=submissions.count("failed"),
+        slides_partial=submissions.count("partial"),
+        patches_planned=sum(v.planned for v in over if not v.skipped) + report.get("planned", 0),
+        patches_inferred=sum(v.inferred for v in over if not v.skipped) + report.get("inferred", 0),
+        patches_failed=sum(v.failed for v in over if not v.skipped) + report.get("failed", 0),
+        stages=stages(watch),
+        active=tuple((slide, done + bad, planned) for slide, done, bad, planned, _ in report.get("active", [])),
+        elapsed_s=elapsed_s,
+    )
+
+
+def stages(watch: Watch) -> tuple[StageStatus, ...]:
+    """The stages in the order of the data."""
+    measured = watch.report.get("stages", {})
+    return tuple(
+        StageStatus(
+            kind,
+            measured[kind]["workers"],
+            measured[kind]["working_s"],
+            measured[kind]["waiting_input_s"],
+            measured[kind]["waiting_room_s"],
+            watch.restarts.get(kind, 0),
+        )
+        for kind in STAGES
+        if kind in measured
+    )
+
+
+def run_record(
+    settings: dict[str, Any],
+    watch: Watch,
+    submissions: Submissions,
+    ending: Ending,
+    elapsed_s: float,
+    memory_bound_bytes: int,
+    invocation: dict[str, Any],
+) -> dict[str, Any]:
+    """The contents of run.json: see docs/results.md."""
+    status = snapshot(watch, submissions, elapsed_s)
+    verdicts = sorted(submissions.verdicts.items())
+    done_now = status.patches_inferred
+    return {
+        **invocation,
+        "run": settings["run"],
+        "versions": settings["versions"],
+        "exit_code": ending.code,
+        "reason": ending.reason,
+        "seconds": round(elapsed_s, 3),
+        "first_result_s": None if watch.first_result_s is None else round(watch.first_result_s, 3),
+        "slides": {
+            "total": status.slides_total,
+            "complete": status.slides_done,
+            "skipped": sum(1 for _, v in verdicts if v.skipped),
+            "partial": status.slides_partial,
+            "failed": status.slides_failed,
+            "unfinished": status.slides_total - status.slides_finished,
+        },
+        "patches": {
+            "planned": status.patches_planned,
+            "inferred": status.patches_inferred,
+            "failed": status.patches_failed,
+        },
+        "patches_per_s": round(done_now / elapsed_s, 2) if elapsed_s > 0 else 0.0,
+        "stages": {
+            stage.kind: {
+                "workers": stage.workers,
+                "working_s": round(stage.busy, 3),
+                "waiting_input_s": round(stage.waiting_input, 3),
+                "waiting_room_s": round(stage.waiting_room, 3),
+                "restarts": stage.restarts,
+            }
+            for stage in status.stages
+        },
+        "bottleneck": bottleneck(status.stages),
+        "memory_bound_bytes": memory_bound_bytes,
+        "model": settings["model"],
+        "engine": watch.report.get("engine", {}),
+        "configuration": settings["config"],
+        "failures": [
+            {"slide": v.id, "path": v.path, "state": v.state, "reason": v.reason}
+            for _, v in verdicts
+            if v.state != "complete"
+        ],
+    }
+
+
+def summary(record: dict[str, Any], out: str) -> str:
+    """The last words of a run, for a person."""
+    slides, patches = record["slides"], record["patches"]
+    skipped = f" ({slides['skipped']} of them before this run)" if slides["skipped"] else ""
+    parts = [f"{slides['complete']} of {_slides(slides['total'])} complete{skipped}"]
+    parts += [f"{slides[state]} {state}" for state in ("partial", "failed", "unfinished") if slides[state]]
+    lines = [", ".join(parts)]
+    if patches["planned"]:
+        failed = f", {patches['failed']} failed" if patches["failed"] else ""
+        lines.append(
+            f"{patches['inferred']} patches inferred{failed} in {duration(record['seconds'])}: "
+            f"{record['patches_per_s']:.0f} patches/s"
+        )
+        lines.append(f"bottleneck: {record['bottleneck']}")
+    failures = record["failures"]
+    lines += [f"{entry['state']}: {_shown(entry['slide'])}: {entry['reason']}" for entry in failures[:FAILURES_SHOWN]]
+    if len(failures) > FAILURES_SHOWN:
+        lines.append(f"... and {len(failures) - FAILURES_SHOWN} more: see run.json")
+    if record["reason"]:
+        lines.append(record["reason"])
+    lines.append(f"results: {out}")
+    return "\n".join(lines)
+
+
+def exit_code(ending: Ending, verdicts: list[Verdict]) -> int:
+    """That of the ending, or 1 where every slide is done but not every one is complete."""
+    if ending.code:
+        return ending.code
+    return 0 if all(verdict.state == "complete" for verdict in verdicts) else 1
+
+
+def _slides(count: int) -> str:
+    return "1 slide" if count == 1 else f"{count} slides"
+
+
+def _shown(text: str) -> str:
+    return text if text.isprintable() else repr(text)

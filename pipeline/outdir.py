@@ -1,0 +1,73 @@
+"""The output folder as the supervisor holds it: locked for one run, with its private corner swept."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.overrides import ConfigError
+from pipeline.rundir import PRIVATE, RunDir
+from results.atomic import sweep
+
+_PREFIX = "slidestream-"
+
+
+@contextlib.contextmanager
+def hold(out: Path) -> Iterator[Path]:
+    """Make and lock `out`; gives its private folder. ConfigError where it cannot be written or another run holds it."""
+    private = out / PRIVATE
+    try:
+        private.mkdir(parents=True, exist_ok=True)
+        private.chmod(0o700)
+        lock = os.open(private / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(
+            f"--out {out}: {error.strerror} ({error.filename}); name a folder that this user may write to"
+        ) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.read(lock, 32).decode("ascii", "replace").strip() or "unknown"
+            raise ConfigError(
+                f"--out {out}: another run holds it (process {holder}); wait for it, or name another folder"
+            ) from None
+        try:
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+            _sweep_last_run(private)
+            sweep(out)
+        except OSError as error:
+            raise ConfigError(f"--out {out}: {error.strerror}; free some space, or name another folder") from error
+        yield private
+    finally:
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def run_directory(private: Path) -> Iterator[RunDir]:
+    """The run's own directory, mode 0700, on a short path (a socket's path has at most 107 bytes); removed at the end."""
+    path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    try:
+        (private / "run").write_text(f"{path}\n")
+        yield RunDir(path)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        (private / "run").unlink(missing_ok=True)
+
+
+def _sweep_last_run(private: Path) -> None:
+    """Remove what a run left that was killed together with all its processes. Its lock is ours now, so it is dead."""
+    try:
+        left = Path((private / "run").read_text().strip())
+    except OSError:
+        return
+    ours = left.name.startswith(_PREFIX) and left.parent == Path(tempfile.gettempdir())
+    if ours and left.is_dir() and left.stat().st_uid == os.getuid():
+        shutil.rmtree(left, ignore_errors=True)
+    (private / "run").unlink(missing_ok=True)

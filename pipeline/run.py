@@ -1,0 +1,194 @@
+"""One run over some slides: everything between the command line and the supervisor."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+from slides.discover import Found, fingerprint
+
+from engines.model import Model, load_model
+from pipeline import __version__, log, memory
+from pipeline.config import Config, ConfigError, memory_bound, model_directory, resolve, result_hash
+from pipeline.log import LogSink
+from pipeline.machine import MIB, detect
+from pipeline.outcome import exit_code, run_record, snapshot, summary
+from pipeline.outdir import hold, run_directory
+from pipeline.progress import Progress
+from pipeline.rundir import RunDir, work_folder
+from pipeline.submissions import Earlier, Submissions, Verdict
+from pipeline.supervisor import Ending, Supervisor, Watch
+from results.atomic import write_atomic
+from results.summary import is_complete, read_summary
+
+LIBRARIES = ("numpy", "onnxruntime", "openslide-python", "openslide-bin", "pyzmq", "msgpack")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says beside the configuration."""
+
+    out: Path
+    progress: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Exit code, and the contents of run.json."""
+
+    code: int
+    record: dict[str, Any]
+
+
+def run_slides(found: list[Found], config: Config, options: Options, notices: list[str]) -> Result:
+    """Run the pipeline over `found`. ConfigError, ModelError, MemoryLack where it cannot start."""
+    began = datetime.now(UTC)
+    model = load_model(model_directory(config))
+    facts = {
+        "patch_px": model.patch_px,
+        "classes": len(model.classes),
+        "model_bytes": model.onnx_path.stat().st_size,
+    }
+    config = resolve(config, detect(), **facts)
+    bound = memory_bound(config, **facts)
+    out = options.out.absolute()
+    with hold(out) as private, run_directory(private) as run:
+        progress = Progress(options.progress, total_slides=len(found))
+        sink = _open_sink(config, out, progress)
+        log.configure("supervisor", "json", config.log.level, sink)
+        logger = structlog.get_logger()
+        for notice in notices:
+            logger.warning(notice)
+        logger.info(
+            "starting",
+            slides=len(found),
+            model=model.name,
+            out=str(out),
+            memory_at_most_mib=sum(size for _, size in bound) // MIB,
+        )
+        try:
+            settings = _settings(run, private, out, config, model)
+            look = _looker(out, private, settings["key"])
+            submissions = Submissions(found, config.batcher.urgent, look)
+            ending, watch, elapsed_s = _supervise(run, settings, config, model, submissions, sink, progress)
+        finally:
+            progress.close()
+        code = exit_code(ending, list(submissions.verdicts.values()))
+        invocation = {"started": began.isoformat(timespec="seconds"), "command": sys.argv, "host": platform.node()}
+        total = sum(size for _, size in bound)
+        record = run_record(settings, watch, submissions, Ending(code, ending.reason), elapsed_s, total, invocation)
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        try:
+            write_atomic(out / "run.json", lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+        except OSError as error:
+            logger.error("run.json not written", reason=str(error))
+        sink.close()
+    if options.progress != "silent":
+        print(summary(record, str(options.out)), file=sys.stderr, flush=True)
+    return Result(code, record)
+
+
+def _open_sink(config: Config, out: Path, progress: Progress) -> LogSink:
+    try:
+        return LogSink(
+            config.log.format, sys.stderr, out / "slidestream.log" if config.log.file else None, progress.log
+        )
+    except OSError as error:
+        raise ConfigError(f"--out {out}: the log cannot be written ({error.strerror})") from error
+
+
+def _settings(run: RunDir, private: Path, out: Path, config: Config, model: Model) -> dict[str, Any]:
+    """What the workers read: plain JSON, so that they need neither YAML nor pydantic."""
+    batcher = config.batcher
+    layout = memory.Layout(
+        batcher.slots, batcher.batch, model.patch_px, batcher.overview_slots, config.slides.overview_px
+    )
+    return {
+        "run": uuid.uuid4().hex,
+        "out": str(out),
+        "private": str(private),
+        "layout": layout.to_dict(),
+        "config": config.model_dump(mode="json"),
+        "model": model.describe(),
+        "key": {"model": model.sha256, "configuration": result_hash(config)},
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"slidestream": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "unknown"
+    return versions
+
+
+def _looker(out: Path, private: Path, key: dict[str, str]) -> Callable[[Found], Earlier]:
+    """What is known of a slide before it is submitted."""
+
+    def look(slide: Found) -> Earlier:
+        try:
+            mine = {"fingerprint": fingerprint(slide.path), **key}
+        except OSError as error:
+            return Earlier({"fingerprint": "", **key}, f"cannot be read: {error.strerror or error}")
+        earlier = read_summary(out, slide.id)
+        if is_complete(earlier, mine, out):
+            shutil.rmtree(work_folder(private, slide.id), ignore_errors=True)
+            return Earlier(mine, complete=earlier)
+        return Earlier(mine, retry=earlier is not None)
+
+    return look
+
+
+def _supervise(
+    run: RunDir,
+    settings: dict[str, Any],
+    config: Config,
+    model: Model,
+    submissions: Submissions,
+    sink: LogSink,
+    progress: Progress,
+) -> tuple[Ending, Watch, float]:
+    from engines.check import prepare
+
+    layout = memory.Layout(**settings["layout"])
+    prepare(model, run.model)
+    run.settings.write_text(json.dumps(settings))
+    crew = [("aggregator", "aggregator")]
+    crew += [("reader", f"reader-{i}") for i in range(config.reader.workers)]
+    crew += [("tissue", f"tissue-{i}") for i in range(config.tissue.workers)]
+    crew += [("inference", f"inference-{i}") for i in range(config.inference.workers)]
+    crew += [("writer", f"writer-{i}") for i in range(config.writer.workers)]
+    logger = structlog.get_logger()
+
+    def watching(watch: Watch) -> None:
+        progress.update(snapshot(watch, submissions, time.monotonic() - watch.started_at))
+
+    def ended(verdict: Verdict) -> None:
+        say = logger.info if verdict.state == "complete" else logger.warning
+        reason = {"reason": verdict.reason} if verdict.reason else {}
+        say(f"slide {verdict.state}", slide=verdict.id, inferred=verdict.inferred, failed=verdict.failed, **reason)
+
+    memory_fd = memory.create(layout)
+    try:
+        supervisor = Supervisor(run, memory_fd, settings, crew, submissions, sink, watching, ended)
+        began = time.monotonic()
+        ending = supervisor.run()
+        return ending, supervisor.watch, time.monotonic() - began
+    finally:
+        os.close(memory_fd)

@@ -1,0 +1,129 @@
+"""The slides of a run: which are still to be submitted, which are under way, and what became of the others."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
+
+from slides.discover import Found
+
+from pipeline.wire import SlideDone, Submit
+
+# Slides that the batcher knows of at a time: enough to look ahead, few enough that ten thousand take no memory.
+UNDER_WAY = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one slide."""
+
+    id: str
+    path: str
+    state: str
+    reason: str
+    planned: int
+    inferred: int
+    failed: int
+    skipped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What is known of a slide before it is submitted: its key, why it cannot be read, the summary of an earlier run."""
+
+    key: dict
+    problem: str = ""
+    complete: dict | None = None
+    retry: bool = False
+
+
+@dataclass(slots=True)
+class Submissions:
+    """Urgent slides first, then in the order given. `look(found)` reads what is known of a slide from disk."""
+
+    found: list[Found]
+    urgent: tuple[str, ...]
+    look: Callable[[Found], Earlier]
+    verdicts: dict[int, Verdict] = field(default_factory=dict)
+    under_way: dict[int, Submit] = field(default_factory=dict)
+    _queue: deque[int] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        numbers = range(1, len(self.found) + 1)
+        self._queue.extend(sorted(numbers, key=lambda number: not self._is_urgent(self._slide(number))))
+
+    def _slide(self, number: int) -> Found:
+        return self.found[number - 1]
+
+    def _is_urgent(self, slide: Found) -> bool:
+        return any(fnmatch(slide.id, pattern) or fnmatch(str(slide.path), pattern) for pattern in self.urgent)
+
+    def next(self) -> Submit | None:
+        """The next slide to be submitted, passing over those that are complete already; None if none is due."""
+        while self._queue and len(self.under_way) < UNDER_WAY:
+            number = self._queue.popleft()
+            slide = self._slide(number)
+            earlier = self.look(slide)
+            if earlier.complete is not None:
+                self._skip(number, earlier.complete)
+                continue
+            submit = Submit(
+                number,
+                slide.id,
+                str(slide.path),
+                earlier.key,
+                self._is_urgent(slide),
+                earlier.retry,
+                earlier.problem,
+            )
+            self.under_way[number] = submit
+            return submit
+        return None
+
+    def again(self) -> list[Submit]:
+        """What a new batcher must be told: all that is under way, but for what was complete before the old one said so."""
+        for number in list(self.under_way):
+            earlier = self.look(self._slide(number))
+            if earlier.complete is not None:
+                del self.under_way[number]
+                self._skip(number, earlier.complete, skipped=False)
+        return [replace(submit, retry=False) for submit in self.under_way.values()]
+
+    def _skip(self, number: int, summary: dict, skipped: bool = True) -> None:
+        slide, patches = self._slide(number), summary["patches"]
+        self.verdicts[number] = Verdict(
+            slide.id,
+            str(slide.path),
+            "complete",
+            "",
+            patches["planned"],
+            patches["inferred"],
+            patches["failed"],
+            skipped,
+        )
+
+    def done(self, message: SlideDone) -> Verdict | None:
+        """Take in the end of a slide; None if it was known."""
+        if self.under_way.pop(message.slide, None) is None:
+            return None
+        slide = self._slide(message.slide)
+        verdict = Verdict(
+            slide.id,
+            str(slide.path),
+            message.state,
+            message.reason,
+            message.planned,
+            message.inferred,
+            message.failed,
+        )
+        self.verdicts[message.slide] = verdict
+        return verdict
+
+    @property
+    def finished(self) -> bool:
+        return not self._queue and not self.under_way
+
+    def count(self, state: str) -> int:
+        return sum(1 for verdict in self.verdicts.values() if verdict.state == state)

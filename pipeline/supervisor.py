@@ -1,0 +1,349 @@
+"""The supervisor: starts the processes of a run, watches them, replaces the dead, and ends the run in good order.
+
+It holds nothing that matters: what is done lies in journals and result files. It is the only one that kills, and it
+tells the batcher of a death only when the process is reaped, so that nothing of it can touch a slot any more.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+import zmq
+
+from pipeline.children import Backoff, Child, Death, judge, oom_kills, spawn
+from pipeline.dispatch.board import SUPERVISOR
+from pipeline.link import HIGH_WATER
+from pipeline.log import LogSink
+from pipeline.rundir import RunDir
+from pipeline.submissions import Submissions, Verdict
+from pipeline.wire import (
+    Condemn,
+    Dead,
+    Drain,
+    Living,
+    Message,
+    ProtocolError,
+    Report,
+    SlideDone,
+    Stop,
+    decode,
+    encode,
+)
+from pipeline.worker import EXIT_CONFIGURATION, EXIT_FAULT, EXIT_INTERRUPTED
+
+BATCHER = "batcher"
+LOOP_S = 0.1
+STOP_S = 10.0  # from Stop to the last process gone; writers may be syncing files
+PIPE_BYTES = 1 << 16
+# A child that leaves with one of these has said why no other try would help.
+_FINAL_CODES = (EXIT_CONFIGURATION, EXIT_INTERRUPTED)
+
+
+@dataclass(slots=True)
+class Ending:
+    """How a run ended: its exit code, and why where it is not plain success."""
+
+    code: int
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Watch:
+    """What the supervisor knows of the run, for the display and run.json."""
+
+    report: dict[str, Any] = field(default_factory=dict)
+    restarts: dict[str, int] = field(default_factory=dict)
+    started_at: float = 0.0
+    first_result_s: float | None = None
+
+
+class Supervisor:
+    """One run. `crew` is (kind, name) of every worker but the batcher."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        memory_fd: int,
+        settings: dict[str, Any],
+        crew: list[tuple[str, str]],
+        submissions: Submissions,
+        sink: LogSink,
+        watching: Callable[[Watch], None],
+        ended: Callable[[Verdict], None],
+    ):
+        """`watching` is called several times a second, `ended` for every slide that is done."""
+        self._run_dir = run
+        self._memory_fd = memory_fd
+        self._run_id = settings["run"]
+        self._config = settings["config"]["supervisor"]
+        self._crew = [(BATCHER, BATCHER), *crew]
+        self._kinds = {name: kind for kind, name in self._crew}
+        self._submissions = submissions
+        self._sink = sink
+        self._watching = watching
+        self._ended = ended
+        self.watch = Watch()
+        self._children: dict[str, Child] = {}
+        self._generations: dict[str, int] = {}
+        self._start_at: dict[str, float] = {}
+        self._backoffs: dict[str, Backoff] = {}
+        self._last_words: dict[str, str] = {}
+        self._signals: list[int] = []
+        self._ending: Ending | None = None
+        self._drain_until: float | None = None
+        self._drained = False
+        self._heard_batcher = 0.0
+        self._log = structlog.get_logger()
+        self._zmq = zmq.Context()
+        self._hub: zmq.Socket | None = None
+        self._poller = zmq.Poller()
+
+    # ------------------------------------------------------------ the loop
+
+    def run(self) -> Ending:
+        """Until every slide is done, or something ends the run earlier. To be called from the main thread."""
+        self.watch.started_at = time.monotonic()
+        self._sink.listen(self._hear)
+        restore = self._catch_signals()
+        try:
+            for kind, name in self._crew:
+                self._start(kind, name)
+            while self._ending is None:
+                self._step()
+            return self._finish(self._ending)
+        finally:
+            restore()
+            for child in list(self._children.values()):
+                child.kill("the run is over")
+                child.process.wait()
+                self._drop(child)
+            if self._hub is not None:
+                self._hub.close(linger=0)
+            self._zmq.term()
+
+    def _step(self) -> None:
+        self._submit()
+        self._poll(LOOP_S)
+        now = time.monotonic()
+        for name, at in list(self._start_at.items()):
+            if now >= at:
+                del self._start_at[name]
+                self._start(self._kinds[name], name)
+        self._find_hanging(now)
+        self._answer_signals(now)
+        self._watching(self.watch)
+        if self._submissions.finished:
+            self._end(Ending(0))
+        elif self._drain_until is not None and (self._drained or now > self._drain_until):
+            how = (
+                "checkpoint reached"
+                if self._drained
+                else f"no checkpoint within supervisor.drain_s={self._config['drain_s']:g}"
+            )
+            self._end(Ending(EXIT_INTERRUPTED, f"interrupted, {how}; run the same command again to go on"))
+
+    def _poll(self, timeout_s: float) -> None:
+        ready = dict(self._poller.poll(timeout_s * 1000))
+        if self._wakeup in ready:
+            self._wakeup_reader.recv(PIPE_BYTES)
+        for child in list(self._children.values()):
+            if child.stderr in ready:
+                self._read_stderr(child)
+            if child.pidfd in ready or not child.running:
+                self._reap(child)
+        if self._hub is not None and self._hub in ready:
+            self._receive()
+
+    def _end(self, ending: Ending) -> None:
+        """The first cause stands."""
+        if self._ending is None:
+            self._ending = ending
+
+    # ------------------------------------------------------------ processes
+
+    def _start(self, kind: str, name: str) -> None:
+        generation = self._generations.get(name, 0) + 1
+        self._generations[name] = generation
+        child = spawn(kind, name, generation, self._run_dir, self._memory_fd)
+        self._children[name] = child
+        self._poller.register(child.pidfd, zmq.POLLIN)
+        self._poller.register(child.stderr, zmq.POLLIN)
+        if kind == BATCHER:
+            self._greet_batcher()
+
+    def _greet_batcher(self) -> None:
+        """A new batcher: a new line to it, so that nothing meant for the old one arrives, and all that it must know."""
+        if self._hub is not None:
+            self._poller.unregister(self._hub)
+            self._hub.close(linger=0)
+        self._hub = self._zmq.socket(zmq.DEALER)
+        self._hub.setsockopt(zmq.IDENTITY, f"{SUPERVISOR}.0".encode())
+        self._hub.setsockopt(zmq.RECONNECT_IVL, 20)
+        self._hub.set_hwm(HIGH_WATER)
+        self._hub.connect(self._run_dir.hub)
+        self._poller.register(self._hub, zmq.POLLIN)
+        self._heard_batcher = time.monotonic()
+        living = [[c.name, c.generation] for c in self._children.values() if c.kind != BATCHER]
+        self._send(Living(self._run_id, living))
+        for submit in self._submissions.again():
+            self._send(submit)
+        if self._drain_until is not None:
+            self._send(Drain())
+
+    def _reap(self, child: Child) -> None:
+        code = child.reap()
+        if code is None or self._children.get(child.name) is not child:
+            return
+        self._read_stderr(child)
+        self._sink.end(child.name)
+        self._drop(child)
+        death = judge(code, child.sentence, oom_kills() > child.oom_kills)
+        if self._ending is not None:
+            return
+        if child.kind != BATCHER:
+            self._send(Dead(child.name, child.generation, death.cause, death.blame))
+        if death.code in _FINAL_CODES:
+            self._end(Ending(death.code, self._last_words.get(child.name, f"{child.name}: {death.cause}")))
+            return
+        self._replace(child, death)
+
+    def _replace(self, child: Child, death: Death) -> None:
+        self.watch.restarts[child.kind] = self.watch.restarts.get(child.kind, 0) + 1
+        backoff = self._backoffs.setdefault(
+            child.kind,
+            Backoff(self._config["backoff_s"], self._config["backoff_max_s"], self._config["max_failures"]),
+        )
+        report = self.watch.report
+        progress = (report.get("settled"), report.get("suspects"), len(self._submissions.verdicts))
+        pause_s = backoff.died(death.blame, progress)
+        self._log.warning("process died", worker=child.name, cause=death.cause, restart_in_s=pause_s)
+        if pause_s is None:
+            reason = f"{child.name} died {backoff.in_a_row} times in a row without any progress ({death.cause})"
+            words = self._last_words.get(child.name)
+            self._end(Ending(EXIT_FAULT, f"{reason}: {words}" if words else reason))
+            return
+        self._start_at[child.name] = time.monotonic() + pause_s
+
+    def _drop(self, child: Child) -> None:
+        self._poller.unregister(child.pidfd)
+        self._poller.unregister(child.stderr)
+        child.close()
+        self._children.pop(child.name, None)
+
+    def _read_stderr(self, child: Child) -> None:
+        while True:
+            try:
+                chunk = os.read(child.stderr, PIPE_BYTES)
+            except BlockingIOError:
+                return
+            if not chunk:
+                return
+            self._sink.feed(child.name, chunk)
+
+    def _hear(self, record: dict[str, Any]) -> None:
+        """A log record on its way to the sink: the last word of a process says why it cannot go on, or how it crashed."""
+        if record.get("level") == "critical":
+            self._last_words[record["process"]] = str(record["event"])
+        elif text := str(record.get("exception") or record.get("text") or "").strip():
+            self._last_words[record["process"]] = text.splitlines()[-1]
+
+    def _find_hanging(self, now: float) -> None:
+        batcher = self._children.get(BATCHER)
+        if batcher is not None and now - self._heard_batcher > max(self._config["hang_s"], 3 * LOOP_S):
+            batcher.kill(f"no report for {now - self._heard_batcher:.1f} s")
+        present = self.watch.report.get("present", [])
+        for child in self._children.values():
+            if child.kind == BATCHER or child.joined:
+                continue
+            child.joined = [child.name, child.generation] in present
+            if not child.joined and now - child.started_at > self._config["start_s"]:
+                child.kill(f"not ready after supervisor.start_s={self._config['start_s']:g}")
+
+    # ------------------------------------------------------------ messages
+
+    def _send(self, message: Message) -> None:
+        if self._hub is not None:
+            self._hub.send_multipart(encode(message), zmq.DONTWAIT)
+
+    def _submit(self) -> None:
+        while self._drain_until is None and (submit := self._submissions.next()) is not None:
+            self._send(submit)
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                message = decode(self._hub.recv_multipart(zmq.DONTWAIT))
+            except zmq.Again:
+                return
+            except ProtocolError as error:
+                self._log.error("batcher speaks nonsense", reason=str(error))
+                continue
+            self._heard_batcher = time.monotonic()
+            match message:
+                case Report():
+                    self._note(message.status)
+                case SlideDone():
+                    verdict = self._submissions.done(message)
+                    if verdict is not None:
+                        self._ended(verdict)
+                case Condemn():
+                    child = self._children.get(message.name)
+                    if child is not None and child.generation == message.generation:
+                        child.kill(message.reason)
+
+    def _note(self, report: dict[str, Any]) -> None:
+        self.watch.report = report
+        self._drained = bool(report["drained"])
+        if self.watch.first_result_s is None and report["first_result_at"] is not None:
+            # CLOCK_MONOTONIC is the machine's: the batcher's reading can be compared with ours.
+            self.watch.first_result_s = report["first_result_at"] - self.watch.started_at
+
+    # ------------------------------------------------------------ signals and the end
+
+    def _catch_signals(self) -> Callable[[], None]:
+        self._wakeup_reader, writer = socket.socketpair()
+        self._wakeup_reader.setblocking(False)
+        writer.setblocking(False)
+        self._wakeup = self._wakeup_reader.fileno()
+        self._poller.register(self._wakeup, zmq.POLLIN)
+        old_fd = signal.set_wakeup_fd(writer.fileno())
+        caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        old = {number: signal.signal(number, lambda n, _: self._signals.append(n)) for number in caught}
+
+        def restore() -> None:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(old_fd)
+            self._wakeup_reader.close()
+            writer.close()
+
+        return restore
+
+    def _answer_signals(self, now: float) -> None:
+        while self._signals:
+            number = signal.Signals(self._signals.pop(0)).name
+            if self._drain_until is None:
+                self._drain_until = now + self._config["drain_s"]
+                self._send(Drain())
+                self._log.info(f"{number}: finishing what is under way; once more stops at once")
+            else:
+                self._end(Ending(EXIT_INTERRUPTED, "stopped at once; run the same command again to go on"))
+                for child in self._children.values():
+                    child.kill("stopped at once")
+
+    def _finish(self, ending: Ending) -> Ending:
+        """Let everybody leave by themselves, within a bound."""
+        self._send(Stop())
+        until = time.monotonic() + STOP_S
+        while self._children and time.monotonic() < until:
+            self._poll(LOOP_S)
+            if self._signals:
+                break
+        return ending

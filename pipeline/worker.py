@@ -1,0 +1,120 @@
+"""What every stage process does around its work: come up, connect, die with its parent, leave with the right code.
+
+    python -m stages.reader --run RUN --name reader-0 --generation 1 --memory FD --parent PID
+
+A process that cannot go on says so in one log line of level "critical" and leaves with that problem's exit code; the
+supervisor then ends the run with the same line and code. Everything else that goes wrong is a crash, and crashes are
+restarted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import errno
+import faulthandler
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from pipeline import log
+from pipeline.link import Link, Stopped
+from pipeline.memory import Layout, SharedSlots
+from pipeline.rundir import RunDir
+from pipeline.wire import Hello
+
+EXIT_CONFIGURATION = 2
+EXIT_FAULT = 70
+EXIT_INTERRUPTED = 75
+
+# What ends with the machine's or the operator's help, not with another try: the run stops and resumes later.
+_HOPELESS_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+_PR_SET_PDEATHSIG = 1
+
+
+class CannotGoOn(Exception):
+    """The run must end: `code` is its exit code, the text its reason in one line."""
+
+    def __init__(self, code: int, reason: str):
+        super().__init__(reason)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """Where a worker stands: who it is, and what the run's settings say (plain JSON, see pipeline.settings)."""
+
+    kind: str
+    name: str
+    generation: int
+    run: RunDir
+    memory_fd: int
+    settings: dict[str, Any]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.settings["config"]
+
+    def connect(self, credit: int, detail: dict | None = None) -> Link:
+        hello = Hello(0, self.kind, self.settings["run"], os.getpid(), credit, detail or {})
+        return Link(self.run.hub, self.name, self.generation, hello, self.config["supervisor"]["beat_s"])
+
+    def slots(self) -> SharedSlots:
+        return SharedSlots(self.memory_fd, Layout(**self.settings["layout"]))
+
+
+def die_with_parent(parent: int, signal_number: int = signal.SIGKILL) -> None:
+    """Have the kernel send `signal_number` when the supervisor dies; leave at once if it is dead already."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal_number), 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(EXIT_FAULT)
+
+
+def main(kind: str, work: Callable[[Post], None], death_signal: int = signal.SIGKILL) -> None:
+    """Run `work` as a stage process; never returns."""
+    faulthandler.enable()
+    parser = argparse.ArgumentParser(prog=f"stages.{kind}", description="Started by the supervisor, not by hand.")
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--generation", type=int, required=True)
+    parser.add_argument("--memory", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    arguments = parser.parse_args()
+    die_with_parent(arguments.parent, death_signal)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to answer
+    run = RunDir(arguments.run)
+    settings = json.loads(run.settings.read_text())
+    log.configure(arguments.name, "json", settings["config"]["log"]["level"], sys.stderr)
+    post = Post(kind, arguments.name, arguments.generation, run, arguments.memory, settings)
+    sys.exit(_run(work, post))
+
+
+def _run(work: Callable[[Post], None], post: Post) -> int:
+    logger = structlog.get_logger()
+    try:
+        work(post)
+    except Stopped:
+        return 0
+    except CannotGoOn as problem:
+        logger.critical(str(problem))
+        return problem.code
+    except OSError as error:
+        if error.errno not in _HOPELESS_ERRNOS:
+            logger.exception("crashed")
+            return EXIT_FAULT
+        logger.critical(
+            f"{error.filename or post.settings['out']}: {error.strerror}; nothing is lost, free some space and run again"
+        )
+        return EXIT_INTERRUPTED
+    except Exception:  # the last place to catch it: one record in the log instead of loose lines on stderr
+        logger.exception("crashed")
+        return EXIT_FAULT
+    return 0

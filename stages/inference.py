@@ -1,0 +1,118 @@
+"""The inference stage: owns one engine and its contexts, takes slots, gives probabilities.
+
+The loop is the same for every engine (engines/engine.py): it never blocks but in one bounded wait, so it beats also
+while a GPU computes, and a slot goes back as soon as its pixels are copied.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+import structlog
+
+from engines.engine import Context, open_engine
+from engines.errors import EngineError
+from pipeline.link import Link
+from pipeline.memory import SharedSlots
+from pipeline.wire import Consumed, Inferred, Refused, Run, Started
+from pipeline.worker import EXIT_FAULT, Post, main
+
+WAIT_S = 0.002  # for the oldest batch, before looking at the socket again
+
+
+@dataclass(slots=True)
+class Busy:
+    """A context at work on a lease."""
+
+    context: Context
+    lease: Run
+    returned: bool = False
+
+
+class Inference:
+    """Feeds idle contexts with leases, and collects what the busy ones have finished."""
+
+    def __init__(self, link: Link, slots: SharedSlots, contexts: list[Context]):
+        self._link = link
+        self._slots = slots
+        self._idle = list(contexts)
+        self._busy: deque[Busy] = deque()
+        self._log = structlog.get_logger()
+
+    def step(self, patience_s: float) -> None:
+        """Take a lease if a context is idle (waiting for one at most `patience_s`), then see to the busy ones."""
+        if self._idle:
+            message = self._link.receive(0.0 if self._busy else patience_s)
+            if isinstance(message, Run):
+                self._start(message)
+                if self._idle:
+                    return  # perhaps there is another one
+        self._link.beat()
+        if self._busy:
+            self._busy[0].context.wait(WAIT_S)
+            for busy in list(self._busy):
+                self._look(busy)
+
+    def _start(self, lease: Run) -> None:
+        context = self._idle.pop()
+        self._link.send(Started(lease.lease))
+        context.submit(self._slots.patches(lease.slot, lease.count))
+        self._busy.append(Busy(context, lease))
+
+    def _look(self, busy: Busy) -> None:
+        if not busy.context.done():
+            if not busy.returned and busy.context.consumed():
+                busy.returned = True
+                self._link.send(Consumed(busy.lease.lease))
+            return
+        self._busy.remove(busy)
+        try:
+            probabilities = busy.context.result()
+        except EngineError as error:
+            if error.fatal:
+                raise
+            self._log.warning("batch failed", reason=str(error))
+            self._link.send(Refused(busy.lease.lease, str(error)))
+        else:
+            self._link.send(
+                Inferred(busy.lease.lease, probabilities.astype("<f4", copy=False).tobytes(), failures(probabilities))
+            )
+        self._idle.append(busy.context)
+
+
+def failures(probabilities: np.ndarray) -> list[list]:
+    """[row, reason] of the rows of (n, classes) that are no probabilities."""
+    bad = ~np.isfinite(probabilities).all(axis=1)
+    return [[int(row), "the model's output is not a number"] for row in np.flatnonzero(bad)]
+
+
+def work(post: Post) -> None:
+    config, model = post.config["inference"], post.settings["model"]
+    slots = post.slots()
+    engine = open_engine(
+        config["engine"],
+        post.run.model,
+        classes=len(model["classes"]),
+        patch_px=model["patch_px"],
+        threads=config["threads"],
+        max_batch=post.settings["layout"]["batch"],
+    )
+    engine.attach(slots.bytes)
+    contexts = engine.contexts(config["contexts"])
+    # One lease for each context, and `credit` more that wait in line so that no context waits for a message.
+    link = post.connect(config["contexts"] + config["credit"] - 1, engine.describe())
+    inference = Inference(link, slots, contexts)
+    try:
+        while True:
+            inference.step(post.config["supervisor"]["beat_s"])
+    except EngineError as error:
+        structlog.get_logger().error("engine lost", reason=str(error))
+        raise SystemExit(EXIT_FAULT) from error
+    finally:
+        engine.close()
+
+
+if __name__ == "__main__":
+    main("inference", work)
