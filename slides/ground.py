@@ -1,7 +1,7 @@
 """The ground of a tissue picture: fibres, cytoplasm, cell borders, fat; everything but nuclei, glands and vessels.
 
-The ground is soft compared with nuclei, so it is painted at about 0.5 micrometres a pixel and enlarged by texture.py: a quarter of
-the work. Concentrations are float32 in the unit of stain.py.
+The ground is soft compared with nuclei, so it is painted at about 0.5 micrometres a pixel and enlarged by texture.py: a
+quarter of the work. Concentrations are float32 in the unit of stain.py.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _lock = Lock()
 
 
 def _cell(rng: np.random.Generator, um_per_px: float) -> np.ndarray:
-    """A cell's reach: a uint16 cone whose 4 low bits are the cell's tone; the maximum of cones divides the plane into cells."""
+    """A cell's reach: a uint16 cone, tone in the 4 low bits; the maximum of cones divides the plane into cells."""
     size = int(2 * _CELL_REACH_UM / um_per_px) | 1
     axis = (np.arange(size, dtype=np.float32) - size // 2) * um_per_px
     theta, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.35)
@@ -146,7 +146,7 @@ class Canvas:
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """The painted ground and what the nuclei must know of it; arrays float32 (h, w) of the canvas unless said otherwise."""
+    """The painted ground and what the nuclei must know of it; float32 (h, w) of the canvas unless said otherwise."""
 
     haematoxylin: np.ndarray
     eosin: np.ndarray
@@ -211,8 +211,9 @@ def _normal(c: Canvas, foam: np.ndarray, mottle: np.ndarray) -> tuple[np.ndarray
     map_u, map_v = cv2.convertMaps(map_u, map_v, cv2.CV_16SC2)
     fibre = cv2.remap(c.textures.fibre, map_u, map_v, cv2.INTER_LINEAR)
     crack = cv2.remap(c.textures.crack, map_u, map_v, cv2.INTER_LINEAR)
+    crack -= c.full(0.9 * c.slow(320, 10))  # dense here, loose there
     intact = 1 - smoothstep(style.cracks, style.cracks + 0.45, crack)
-    eosin = (0.42 + (style.fibre * 0.34) * fibre) * intact
+    eosin = (0.42 + c.full(style.fibre * (0.34 + 0.2 * c.slow(240, 11))) * fibre) * intact
     haematoxylin = 0.10 + 0.03 * fibre
     lymphoid = np.zeros_like(eosin)
     if c.mix.lymphoid.max() > 0.2:
@@ -224,7 +225,7 @@ def _normal(c: Canvas, foam: np.ndarray, mottle: np.ndarray) -> tuple[np.ndarray
 
 
 def _cytoplasm(c: Canvas, cells: Sites, foam: np.ndarray, mottle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Tumour cells without their nuclei: haematoxylin, eosin. Each cell has its tone; borders are lines, some of them clefts."""
+    """Tumour cells without nuclei: haematoxylin, eosin. Each has its tone; borders are lines, some of them clefts."""
     plane = np.zeros((c.height, c.width), np.uint16)
     for x, y, choice in zip(cells.x, cells.y, cells.choice, strict=True):
         stamp(plane, flipped(c.textures.cells, choice), x, y)

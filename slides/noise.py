@@ -5,6 +5,8 @@ Everything here is a function of its arguments alone, so that any window of a sc
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 _MASK = 0xFFFFFFFF
@@ -30,12 +32,17 @@ def hash_unit(seed: int, i: np.ndarray, j: np.ndarray, channel: int = 0) -> np.n
 
 
 def value_noise(x: np.ndarray, y: np.ndarray, wavelength: float, seed: int, octaves: int = 1) -> np.ndarray:
-    """Smooth noise at the points (x, y), roughly in [-1, 1], mean 0; each further octave has half the wavelength and half the weight."""
+    """Smooth noise at the points (x, y), broadcast together: float32, roughly in [-1, 1], mean 0.
+
+    Each further octave has half the wavelength and half the weight.
+    """
     total = np.zeros(np.broadcast(x, y).shape, dtype=np.float32)
     weight, norm = 1.0, 0.0
     for octave in range(octaves):
-        scale = 2.0**octave / wavelength
-        u, v = np.asarray(x) * scale, np.asarray(y) * scale
+        # Each octave lies at another angle: the lattice must not show.
+        angle, scale = 0.6 + 2.4 * octave + seed % 17, 2.0**octave / wavelength
+        cos, sin = scale * math.cos(angle), scale * math.sin(angle)
+        u, v = np.asarray(x) * cos + np.asarray(y) * sin, np.asarray(y) * cos - np.asarray(x) * sin
         iu, iv = np.floor(u), np.floor(v)
         fu, fv = (u - iu).astype(np.float32), (v - iv).astype(np.float32)
         fu, fv = fu * fu * fu * (fu * (fu * 6 - 15) + 10), fv * fv * fv * (fv * (fv * 6 - 15) + 10)
@@ -48,7 +55,7 @@ def value_noise(x: np.ndarray, y: np.ndarray, wavelength: float, seed: int, octa
 
 
 def seamless(shape: tuple[int, int], sigma_x: float, sigma_y: float, seed: int) -> np.ndarray:
-    """A periodic field float32 (h, w), mean 0, standard deviation 1: white noise under a Gaussian of the given sigmas (px)."""
+    """A periodic field float32 (h, w), mean 0, standard deviation 1: white noise blurred by the given sigmas (px)."""
     height, width = shape
     white = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
     fy, fx = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :]
@@ -59,7 +66,7 @@ def seamless(shape: tuple[int, int], sigma_x: float, sigma_y: float, seed: int) 
 
 
 def window(texture: np.ndarray, x0: int, y0: int, width: int, height: int) -> np.ndarray:
-    """The window of a periodic texture (h, w, ...), wrapped around; a copy, made of whole blocks because that is fastest."""
+    """The window of a periodic texture (h, w, ...), wrapped around; a copy (of whole blocks: that is fastest)."""
     period_y, period_x = texture.shape[:2]
     out = np.empty((height, width, *texture.shape[2:]), texture.dtype)
     y = 0

@@ -1,7 +1,8 @@
 """Small pictures ("sprites") of nuclei and of larger structures, drawn once per resolution and stamped many times.
 
-A nucleus is a uint8 image of haematoxylin concentration (255 = stain.FULL_SCALE), 0 outside; stamping takes the maximum, so that the
-order of stamping does not matter. A structure (gland, vessel) also says how much eosin it has and where it covers what lies below.
+A nucleus is a uint8 image of haematoxylin concentration (255 = stain.FULL_SCALE), 0 outside; stamping takes the maximum,
+so that the order of stamping does not matter. A structure (gland, vessel) also says how much eosin it has and where it
+covers what lies below.
 """
 
 from __future__ import annotations
@@ -94,16 +95,16 @@ def mitosis(rng: np.random.Generator, um_per_px: float) -> Sprite:
 
 
 def gland(rng: np.random.Generator, um_per_px: float) -> Structure:
-    """A normal gland: a lumen, one layer of even nuclei that stand in line near the basement membrane, pale cytoplasm."""
+    """A normal gland: a lumen, one layer of even nuclei in line near the basement membrane, pale cytoplasm."""
     radius, height = rng.uniform(20, 36), rng.uniform(13, 19)
     size = int(np.ceil(2 * (radius * 1.35 + 8) / um_per_px)) | 1
     axis = (np.arange(size, dtype=np.float32) - size // 2) * um_per_px
-    x, y = axis[None, :] + 0 * axis[:, None], axis[:, None] + 0 * axis[None, :]
-    phi, distance = np.arctan2(y, x), np.hypot(x, y)
+    phi, distance = np.arctan2(axis[:, None], axis[None, :]), np.hypot(axis[:, None], axis[None, :])
     phases, weights = rng.uniform(0, 2 * np.pi, 4), rng.normal(0, 0.055, 4)
 
     def outline(p: np.ndarray) -> np.ndarray:
-        return radius * (1 + sum(w * np.cos((k + 2) * p + f) for k, (w, f) in enumerate(zip(weights, phases, strict=True))))
+        waves = (w * np.cos(k * p + f) for k, w, f in zip(range(2, 6), weights, phases, strict=True))
+        return radius * (1 + sum(waves))
 
     depth = outline(phi) - distance  # micrometres below the outer edge
     cover = smoothstep(-0.6, 0.6, depth)
@@ -116,7 +117,8 @@ def gland(rng: np.random.Generator, um_per_px: float) -> Structure:
     for k in range(count):
         p = 2 * np.pi * (k + rng.uniform(-0.2, 0.2)) / count
         r = float(outline(np.array(p))) - height * rng.uniform(0.28, 0.45)
-        stamp(canvas, nucleus(EPITHELIUM, rng, um_per_px, angle=p), size // 2 + r * np.cos(p) / um_per_px, size // 2 + r * np.sin(p) / um_per_px)
+        x, y = size // 2 + r * np.cos(p) / um_per_px, size // 2 + r * np.sin(p) / um_per_px
+        stamp(canvas, nucleus(EPITHELIUM, rng, um_per_px, angle=p), x, y)
     haematoxylin = np.maximum(tone, canvas.astype(np.float32) * (FULL_SCALE / 255))
     return Structure(haematoxylin.astype(np.float32), eosin.astype(np.float32), cover.astype(np.float32))
 
@@ -147,7 +149,8 @@ def vessel(rng: np.random.Generator, um_per_px: float) -> Structure:
         across -= 0.12 * along * along / a
         x, y = along * np.cos(theta) - across * np.sin(theta), along * np.sin(theta) + across * np.cos(theta)
         tangent = theta + np.arctan2(b * np.cos(p), -a * np.sin(p))
-        stamp(canvas, nucleus(FIBROBLAST, rng, um_per_px, angle=tangent), size // 2 + x / um_per_px, size // 2 + y / um_per_px)
+        x, y = size // 2 + x / um_per_px, size // 2 + y / um_per_px
+        stamp(canvas, nucleus(FIBROBLAST, rng, um_per_px, angle=tangent), x, y)
     haematoxylin = np.maximum(haematoxylin, canvas.astype(np.float32) * (FULL_SCALE / 255))
     return Structure(haematoxylin.astype(np.float32), eosin.astype(np.float32), cover.astype(np.float32))
 
@@ -155,7 +158,7 @@ def vessel(rng: np.random.Generator, um_per_px: float) -> Structure:
 def stamp(canvas: np.ndarray, sprite: Sprite, x: float, y: float) -> None:
     """Stamp a sprite, centred at (x, y), onto a uint8 canvas in place, by maximum; what sticks out is cut off."""
     height, width = sprite.shape
-    left, top = int(round(x)) - width // 2, int(round(y)) - height // 2
+    left, top = round(x) - width // 2, round(y) - height // 2
     if left >= 0 and top >= 0 and left + width <= canvas.shape[1] and top + height <= canvas.shape[0]:
         target = canvas[top : top + height, left : left + width]
         np.maximum(target, sprite, out=target)
@@ -168,7 +171,7 @@ def stamp(canvas: np.ndarray, sprite: Sprite, x: float, y: float) -> None:
 
 
 def flipped(sprites: list[Sprite], choice: np.ndarray) -> Sprite:
-    """One of the sprites in one of its eight mirror images: choice[1] picks the sprite, choice[2] the image (a view)."""
+    """One of the sprites, by choice[1], in one of its eight mirror images, by choice[2]; a view."""
     sprite, k = sprites[int(choice[1] * len(sprites))], int(choice[2] * 8)
     sprite = sprite.T if k & 4 else sprite
     return sprite[:: -1 if k & 1 else 1, :: -1 if k & 2 else 1]

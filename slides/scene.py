@@ -87,7 +87,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Scene:
-    """An endless piece of stained tissue: the same for the same seed, regions, stain and style (drawn by seed if None)."""
+    """An endless piece of stained tissue, the same for the same seed, regions, stain and style (by seed if None)."""
 
     seed: int
     regions: Regions

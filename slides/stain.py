@@ -1,7 +1,7 @@
 """Haematoxylin and eosin: from stain concentrations to colours, by the Beer-Lambert law.
 
-Stain directions in optical density are those of Ruifrok and Johnston (2001) and Macenko et al. (2009, the usual reference
-matrix), between which laboratories lie; a seeded stain is drawn from around the line that joins them.
+Stain directions in optical density are those of Ruifrok and Johnston (2001) and Macenko et al. (2009, the usual
+reference matrix), between which laboratories lie; a seeded stain is drawn from around the line that joins them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Tissue that looks like haematoxylin and eosin, rendered at any place of an endless scene.
 
-A scene has two quantities at every point: how much haematoxylin and how much eosin. The ground is painted first (ground.py), then
-glands and vessels, then nuclei (nuclei.py), each at a hashed place of its own; the Beer-Lambert law makes colours of them (stain.py).
-Tumour differs from normal tissue by what a pathologist looks for: large, irregular, crowded nuclei of uneven size with nucleoli, and
-little stroma between them. Colour alone does not tell, because the stain varies from scene to scene.
+A scene has two quantities at every point: how much haematoxylin and how much eosin. The ground is painted first
+(ground.py), then glands and vessels, then nuclei (nuclei.py), each at a hashed place of its own; the Beer-Lambert law
+makes colours of them (stain.py). Tumour differs from normal tissue by what a pathologist looks for: large, irregular,
+crowded nuclei of uneven size with nucleoli, and little stroma between them. Colour alone does not tell, because the stain
+varies from scene to scene.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import numpy as np
 
 from slides import nuclei
 from slides.ground import Canvas, Ground, paint
-from slides.noise import seamless, smoothstep, window
+from slides.noise import seamless, smoothstep, value_noise, window
 from slides.nuclei import flipped, stamp
 from slides.scene import Regions, Scene, Style, Uniform
 from slides.stain import FULL_SCALE, Stain
 
 CHUNK = 1024
-"""A scene is rendered in aligned squares of so many pixels, and windows are cut from them: each shows the same pixels."""
+"""A scene is rendered in aligned squares of so many pixels; windows are cut from them and so show the same pixels."""
 
 _TO_BYTE = 255 / FULL_SCALE
 _ANGLES = 24
@@ -80,14 +81,18 @@ def _at(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return image[y.astype(np.intp), x.astype(np.intp)]
 
 
-def _structures(c: Canvas, bank: _Bank, f: int, layers: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
-    """Put vessels and glands into normal tissue, in place; layers = haematoxylin, eosin, cover (full resolution, canvas)."""
-    kinds = ((bank.vessels, 150.0, c.style.vessels, 3, 30.0), (bank.glands, 118.0, c.style.glands, 2, 48.0))
+Layers = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _structures(c: Canvas, bank: _Bank, f: int, layers: Layers) -> None:
+    """Put vessels and glands into normal tissue, in place; layers = haematoxylin, eosin, cover, at full resolution."""
+    kinds = ((bank.vessels, 165.0, c.style.vessels, 3, 30.0), (bank.glands, 128.0, c.style.glands, 2, 48.0))
     ring = [(0.0, 0.0)] + [(np.cos(a), np.sin(a)) for a in np.arange(8) * (np.pi / 4)]
     for structures, pitch, share, channel, radius in kinds:
-        sites = c.sites(pitch, 0.10, channel, reach_um=70)
+        sites = c.sites(pitch, 0.20, channel, reach_um=70)
         x, y = (sites.x + c.x0) * c.s, (sites.y + c.y0) * c.s
-        chance = np.full(len(x), share, np.float32)
+        # They come in groups, unless they are wanted everywhere.
+        chance = share * (1 + (1.4 - 1.4 * share) * np.sign(value_noise(x, y, 700, c.scene.seed * 31 + 40 + channel)))
         for dx, dy in ring:  # the whole of it must lie in normal tissue
             there = c.scene.regions.mix(x + dx * radius, y + dy * radius)
             chance *= (there.tumour < 0.4) & (there.tissue > 0.55) & (there.fat < 0.4)
@@ -127,7 +132,8 @@ def _nuclei(c: Canvas, ground: Ground, bank: _Bank, f: int, covered: np.ndarray)
     x, y, choice = sites.x, sites.y, sites.choice
     in_tumour, in_nest = _at(ground.tumour, x, y) > 0.5, _at(ground.nests, x, y) > 0.5
     crowd_tumour = np.where(in_nest, 0.02, 0.5) * style.lymphocytes_in_tumour
-    crowd = np.where(in_tumour, crowd_tumour, 0.06 + 0.80 * _at(ground.lymphoid, x, y))
+    infiltrate = 0.03 + 0.4 * smoothstep(0.25, 0.6, _at(c.full(c.slow(170, 12, 2)), x, y))
+    crowd = np.where(in_tumour, crowd_tumour, infiltrate + (0.86 - infiltrate) * _at(ground.lymphoid, x, y))
     crowd = crowd * (1 + 0.5 * _at(c.full(c.slow(55, 7)), x, y)) * (_at(ground.fat, x, y) < 0.5) * free(x, y)
     for k in np.flatnonzero(choice[:, 0] < crowd):
         pale = (choice[k, 0] * 91.7) % 1 < style.histiocytes and not in_tumour[k]
