@@ -88,11 +88,15 @@ class OnnxEngine:
         """Nothing to do: the CPU reads shared memory as any other."""
 
     def contexts(self, n: int) -> list[OnnxContext]:
-        made = [OnnxContext(self) for _ in range(n)]
-        for context in made[:1]:  # they share one session, so one of them warms it
-            context.submit(np.zeros((1, *self._shape), np.uint8))
-            context.result()
-        return made
+        if self._session is None:
+            raise ValueError("the engine is closed")
+        try:
+            # One run warms them all: they share the session. What it answers to a black patch is of no interest, not
+            # even NaN.
+            self._session.run(None, {INPUT: np.zeros((1, *self._shape), np.uint8)})
+        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+            raise EngineError(f"ONNX Runtime failed on a first patch: {one_line(error, 200)}") from error
+        return [OnnxContext(self) for _ in range(n)]
 
     def close(self) -> None:
         self._session = None

@@ -1,0 +1,178 @@
+"""engines.model: what is accepted from a config.json, and what is said about the rest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.errors import ModelError
+from engines.model import load_model, parse_config
+from tests.engines.tiny import tiny_config, tiny_model
+
+WSINFER = """
+{"spec_version":"1.0","architecture":"resnet34","num_classes":2,"patch_size_pixels":350,
+ "spacing_um_px":0.25,"class_names":["Other","Tumor"],
+ "transform":[{"name":"Resize","arguments":{"size":224}},{"name":"ToTensor"},
+              {"name":"Normalize","arguments":{"mean":[0.7238,0.5716,0.6779],"std":[0.112,0.1459,0.1089]}}]}
+"""
+
+
+def test_a_wsinfer_configuration_is_taken_unchanged(tmp_path: Path) -> None:
+    """A config.json of WSInfer's zoo says patch, spacing, classes and transform."""
+    parsed = parse_config(json.loads(WSINFER), tmp_path)
+    assert parsed["architecture"] == "resnet34"
+    assert (parsed["patch_px"], parsed["spacing"], parsed["classes"]) == (350, 0.25, ("Other", "Tumor"))
+    transform = parsed["transform"]
+    assert transform.resize == (224, 224)
+    assert transform.mean == (0.7238, 0.5716, 0.6779)
+    assert transform.std == (0.112, 0.1459, 0.1089)
+
+
+def test_a_model_directory_is_loaded(tmp_path: Path) -> None:
+    """load_model gives the directory's name, a hash, and the size the network sees."""
+    model = load_model(tiny_model(tmp_path / "lymph", resize=32))
+    assert (model.name, model.patch_px, model.input_hw, model.classes) == ("lymph", 64, (32, 32), ("normal", "tumour"))
+    assert len(model.sha256) == 64
+    assert model.describe()["classes"] == ["normal", "tumour"]
+
+
+def test_extra_keys_are_left_alone(tmp_path: Path) -> None:
+    """Keys that the schema does not know belong to other tools."""
+    assert parse_config(tiny_config() | {"license": "MIT", "x": [1]}, tmp_path)["patch_px"] == 64
+
+
+@pytest.mark.parametrize("size, wanted", [(224, (224, 224)), ([224], (224, 224)), ([96, 128], (96, 128))])
+def test_resize_takes_one_side_or_height_and_width(tmp_path: Path, size: Any, wanted: tuple[int, int]) -> None:
+    """One number is both sides, two are height and width, as in torchvision."""
+    config = tiny_config(resize=1)
+    config["transform"][0]["arguments"]["size"] = size
+    assert parse_config(config, tmp_path)["transform"].resize == wanted
+
+
+def test_normalize_may_be_absent(tmp_path: Path) -> None:
+    """Without Normalize the network sees 0 to 1."""
+    transform = parse_config(tiny_config() | {"transform": [{"name": "ToTensor"}]}, tmp_path)["transform"]
+    assert (transform.mean, transform.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def _set(**changes: Any) -> Callable[[dict], None]:
+    return lambda config: config.update(changes)
+
+
+def _step(index: int, **changes: Any) -> Callable[[dict], None]:
+    return lambda config: config["transform"][index].update(changes)
+
+
+TO_TENSOR = {"name": "ToTensor"}
+BAD = [
+    (lambda config: config.pop("spacing_um_px"), "key spacing_um_px is missing"),
+    (lambda config: config.pop("transform"), "key transform is missing"),
+    (_set(spec_version="2.0"), "spec_version is '2.0'"),
+    (_set(architecture=None), "architecture must be a text, not null"),
+    (_set(num_classes=3), "num_classes is 3, but class_names has 2"),
+    (_set(num_classes=True), "num_classes must be a whole number"),
+    (_set(patch_size_pixels=0), "patch_size_pixels must be a whole number"),
+    (_set(patch_size_pixels=224.0), "patch_size_pixels must be a whole number"),
+    (_set(spacing_um_px=0), "spacing_um_px must be above 0"),
+    (_set(spacing_um_px=float("nan")), "spacing_um_px must be a number"),
+    (_set(spacing_um_px="0.5"), "spacing_um_px must be a number"),
+    (_set(class_names="normal"), "class_names must be a list"),
+    (_set(class_names=["normal", 1]), "class_names must be a list of texts"),
+    (_set(class_names=["a/b", "c"]), "class_names: 'a/b' holds '/'"),
+    (_set(class_names=["a,b", "c"]), "class_names: 'a,b' holds ','"),
+    (_set(class_names=["a\nb", "c"]), "class_names"),
+    (_set(class_names=["", "c"]), "class_names: ''"),
+    (_set(class_names=[" a", "c"]), "class_names: ' a'"),
+    (_set(class_names=["x" * 65, "c"]), "class_names"),
+    (_set(class_names=["a", "a"]), "are one name"),
+    (_set(class_names=["Tumor", "tumor"]), "'Tumor' and 'tumor' are one name"),
+    (_set(transform={}), "transform must be a list"),
+    (_set(transform=[]), "transform is empty"),
+    (_set(transform=["ToTensor"]), "transform[0] must be an object"),
+    (_set(transform=[TO_TENSOR, TO_TENSOR]), "transform is ToTensor, ToTensor"),
+    (_set(transform=[TO_TENSOR, {"name": "Resize", "arguments": {"size": 9}}]), "transform is ToTensor, Resize"),
+    (_set(transform=[TO_TENSOR, {"name": "CenterCrop"}]), "transform[1]: unknown transform 'CenterCrop'"),
+    (_step(0, arguments={}), "transform[0] (Resize): argument 'size' is missing"),
+    (_step(0, arguments={"size": 9, "interpolation": "nearest"}), "argument 'interpolation' is unknown"),
+    (_step(0, arguments={"size": [1, 2, 3]}), "size must be a number or [height, width]"),
+    (_step(0, arguments={"size": -1}), "(Resize): size must be a whole number"),
+    (_step(0, arguments=[9]), "arguments must be an object"),
+    (_step(2, arguments={"mean": [0.5], "std": [1, 1, 1]}), "mean must be three numbers"),
+    (_step(2, arguments={"mean": [0, 0, 0], "std": [1, 0, 1]}), "std must be above 0"),
+    (_step(2, arguments={"mean": [0, 0, "x"], "std": [1, 1, 1]}), "mean must be a number"),
+]
+
+
+@pytest.mark.parametrize("change, said", BAD, ids=[said for _, said in BAD])
+def test_a_bad_configuration_is_refused_naming_file_and_key(tmp_path: Path, change: Callable, said: str) -> None:
+    """Every wrong value gives one line with the file, the key and what is wrong."""
+    directory = tiny_model(tmp_path / "model")
+    config = tiny_config(resize=64)
+    change(config)
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError) as caught:
+        load_model(directory)
+    line = str(caught.value)
+    assert line.startswith(f"{directory / 'config.json'}: ")
+    assert said in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"{", "is not valid JSON: line 1"),
+        (b"", "is not valid JSON"),
+        (b'{"architecture": "\xe9"}', "is not text in UTF-8"),
+        (b"[1]", "must be a JSON object, not a list"),
+        (b"[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_config_that_is_not_json_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    """Whatever lies in config.json, the answer is one ModelError."""
+    directory = tiny_model(tmp_path / "model")
+    (directory / "config.json").write_bytes(content)
+    with pytest.raises(ModelError, match=said):
+        load_model(directory)
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    """A missing directory, config.json or model.onnx is told apart, and a TorchScript model gets its own advice."""
+    with pytest.raises(ModelError, match="nowhere: no such model directory"):
+        load_model(tmp_path / "nowhere")
+    directory = tiny_model(tmp_path / "model")
+    with pytest.raises(ModelError, match="model.onnx: is not a directory"):
+        load_model(directory / "model.onnx")
+    (directory / "model.onnx").unlink()
+    with pytest.raises(ModelError, match="model.onnx: no such file"):
+        load_model(directory)
+    (directory / "torchscript_model.pt").touch()
+    with pytest.raises(ModelError, match="export torchscript_model.pt to ONNX"):
+        load_model(directory)
+    (directory / "config.json").unlink()
+    with pytest.raises(ModelError, match="config.json: no such file"):
+        load_model(directory)
+
+
+def test_the_hash_follows_every_file_that_matters(tmp_path: Path) -> None:
+    """config.json, model.onnx and external data change the hash; a README, the place and the time do not."""
+    first = tiny_model(tmp_path / "a" / "model")
+    second = tiny_model(tmp_path / "b" / "model")
+    (second / "README.md").write_text("a card")
+    before = load_model(first).sha256
+    assert load_model(second).sha256 == before
+
+    config = json.loads((second / "config.json").read_text())
+    (second / "config.json").write_text(json.dumps(config | {"spacing_um_px": 0.51}))
+    assert load_model(second).sha256 != before
+
+    with (first / "model.onnx").open("ab") as file:
+        file.write(b"weights.bin")
+    (first / "weights.bin").write_bytes(b"1")
+    with_data = load_model(first).sha256
+    (first / "weights.bin").write_bytes(b"2")
+    assert len({before, with_data, load_model(first).sha256}) == 3
