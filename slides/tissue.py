@@ -96,12 +96,12 @@ def is_fluorescence(image: Image) -> bool:
     Brightfield within a black border is bright in all channels wherever it is not black; fluorescence has one
     channel or every shade between.
     """
-    value = image.max(2)
+    darkest, value = _extremes(image)
     lit = value >= 64
     count = np.count_nonzero(lit)
     if 2 * count < value.size:
         bright = np.count_nonzero(value >= 150)
-        pale = np.count_nonzero(image.min(2) >= 100)
+        pale = np.count_nonzero(darkest >= 100)
         return not (bright > 0.8 * count and pale > 0.5 * count)
     return bool(np.median(value) < 90)
 
@@ -117,16 +117,17 @@ def _shrunk(overview: Image, um_per_px: float) -> tuple[Image, float]:
 
 def _brightfield(image: Image, um: float) -> tuple[Mask, float]:
     image = cv2.medianBlur(np.ascontiguousarray(image), _odd(14 / um, 3, 7))
-    balanced = _balanced(image)
-    chroma = balanced.max(2) - balanced.min(2)
+    low, high = _extremes(_balanced(image))
+    chroma = high - low
     threshold = float(np.clip(_otsu(chroma), *_CHROMA_LIMITS))
     return (chroma > threshold) & ~_pen(image, um), threshold
 
 
 def _balanced(image: Image) -> Image:
     """Bring the colour of the glass, if any is seen, to white: a tint of the lamp is no tissue."""
-    low, high = image.min(2), image.max(2)
-    glass = image[(low >= 180) & (high - low <= 12)]
+    some = np.ascontiguousarray(image[::2, ::2])
+    low, high = _extremes(some)
+    glass = some[(low >= 180) & (high - low <= 12)]
     if 100 * len(glass) < low.size:
         return image
     scale = 255 / np.median(glass, axis=0)
@@ -154,7 +155,7 @@ def _pen(image: Image, um: float) -> Mask:
 
 def _fluorescence(image: Image, um: float) -> tuple[Mask, float]:
     size = _odd(14 / um, 3, 7)
-    value = cv2.blur(cv2.medianBlur(image.max(2), 3), (size, size))
+    value = cv2.blur(cv2.medianBlur(_extremes(image)[1], 3), (size, size))
     dark = float(np.percentile(value, 5))
     if dark > _DARKEST:  # no background to be seen
         dark = 0.0
@@ -162,6 +163,12 @@ def _fluorescence(image: Image, um: float) -> tuple[Mask, float]:
     otsu = 2 ** (_otsu(cv2.LUT(value, table)) / 31.875) - 1
     threshold = float(np.clip(otsu, dark + _GLOW_LIMITS[0], dark + _GLOW_LIMITS[1]))
     return value > threshold, threshold
+
+
+def _extremes(image: Image) -> tuple[Image, Image]:
+    """The smallest and the largest channel of each pixel; several times faster than numpy along a short axis."""
+    r, g, b = cv2.split(image)
+    return cv2.min(cv2.min(r, g), b), cv2.max(cv2.max(r, g), b)
 
 
 def _otsu(values: Image) -> float:
