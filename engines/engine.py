@@ -61,8 +61,10 @@ class Context(Protocol):
         ...
 
     def result(self) -> np.ndarray:
-        """The probabilities, float32 (n, classes), finite, in the rows' order; waits where `done()` is false.
+        """The probabilities, float32 (n, classes), in the rows' order; waits where `done()` is false.
 
+        A row that is not finite is the network's failure on that patch alone: the caller lists the patch as failed, and
+        never passes the row on as a probability (one check for all engines, and the other rows keep their answers).
         The array is the caller's own. The context is idle afterwards, also when this raises EngineError.
         """
         ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -35,12 +34,9 @@ class EngineError(Exception):
         fatal: True when the *worker* is lost (for example the CUDA context is poisoned): exit at once, the slot runs
         elsewhere.
             False when only *this batch* failed: the context and the engine are good for the next `submit`.
-        rows: the rows of the batch at fault where they are known (for example those whose output is NaN), else empty.
-            The other rows of the batch have no answer either: give them out again.
     """
 
-    def __init__(self, problem: str, *, fatal: bool = False, rows: Sequence[int] = ()) -> None:
+    def __init__(self, problem: str, *, fatal: bool = False) -> None:
         self.problem = one_line(problem)
         self.fatal = fatal
-        self.rows = tuple(int(row) for row in rows)
         super().__init__(self.problem)
