@@ -156,12 +156,11 @@ def _config(args: argparse.Namespace) -> Config:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from pipeline.run import Options, run_slides
     from slides.discover import discover
 
-    from pipeline.run import Options, run_slides
-
     config = _config(args)
-    found, notices = discover(args.inputs)
+    found, notices = discover(args.inputs, [args.out])
     if not found:
         names = ", ".join(str(path) for path in args.inputs)
         raise ConfigError(f"{names}: no slides found; name a slide or a folder that holds some")

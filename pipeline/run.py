@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from slides.discover import Found, fingerprint
 
 from engines.model import Model, load_model
 from pipeline import __version__, log, memory
@@ -31,6 +30,8 @@ from pipeline.submissions import Earlier, Submissions, Verdict
 from pipeline.supervisor import Ending, Supervisor, Watch
 from results.atomic import write_atomic
 from results.summary import is_complete, read_summary
+from slides.discover import Found, fingerprint
+from slides.errors import SlideError
 
 LIBRARIES = ("numpy", "onnxruntime", "openslide-python", "openslide-bin", "pyzmq", "msgpack")
 
@@ -144,8 +145,8 @@ def _looker(out: Path, private: Path, key: dict[str, str]) -> Callable[[Found], 
     def look(slide: Found) -> Earlier:
         try:
             mine = {"fingerprint": fingerprint(slide.path), **key}
-        except OSError as error:
-            return Earlier({"fingerprint": "", **key}, f"cannot be read: {error.strerror or error}")
+        except SlideError as error:
+            return Earlier({"fingerprint": "", **key}, error.reason)
         earlier = read_summary(out, slide.id)
         if is_complete(earlier, mine, out):
             shutil.rmtree(work_folder(private, slide.id), ignore_errors=True)
