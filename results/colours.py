@@ -13,15 +13,16 @@ _OTHERS = (
     (51, 34, 136), (153, 153, 51), (136, 34, 85), (17, 119, 51), (221, 204, 119), (170, 68, 153), (136, 204, 238),
 )  # fmt: skip
 
-_TUMOUR = re.compile(r"tumou?r|cancer|carcinom|malign|metasta|neoplas|positiv|\btum\b|lesion|adenoma|melanoma", re.I)
-_NEGATED = re.compile(r"\b(non|no|not|without|peri|adjacent|healthy|normal|benign|negative)\b|^(non|not)(?=[A-Z]|tum)")
-_NOTHING = re.compile(r"^(other|others|background|back|empty|none|rest|negative)$", re.I)
+_TUMOUR = re.compile(r"tumou?r|cancer|carcinom|malign|metasta|neoplas|positiv|\btum\b|lesion|adenoma|melanoma")
+_NEGATED = re.compile(r"\b(non|no|not|without|peri|adjacent|healthy|normal|benign|negative)\b|\b(non|not?)tum")
+_NOTHING = re.compile(r"other|others|background|back|empty|none|rest|negative")
 
 
 def is_tumour(name: str) -> bool:
     """Whether a class name says tumour (tumor, cancer, malignant, positive, ...), and not ``non-tumor``."""
-    words = re.sub(r"[^0-9A-Za-z]+", " ", name).strip()
-    return bool(_TUMOUR.search(words)) and not (_NEGATED.search(words.lower()) or _NEGATED.search(words))
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    words = re.sub(r"[^0-9a-z]+", " ", words.lower())
+    return bool(_TUMOUR.search(words)) and not _NEGATED.search(words)
 
 
 def heatmap_class(classes: Sequence[str], wanted: str | None = None) -> int:
@@ -43,7 +44,7 @@ def class_colours(classes: Sequence[str]) -> list[tuple[int, int, int]]:
     for name in classes:
         if is_tumour(name) and RED not in colours:
             colours.append(RED)
-        elif _NOTHING.match(name) and GREY not in colours:
+        elif _NOTHING.fullmatch(name.lower()) and GREY not in colours:
             colours.append(GREY)
         else:
             colours.append(_OTHERS[used % len(_OTHERS)])

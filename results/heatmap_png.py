@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image, ImageDraw, PngImagePlugin
 
 from results.atomic import write_atomic
 from results.colours import heatmap_class
-from results.legend import Legend, draw_footer, draw_header, draw_legend, layout
+from results.legend import Legend, draw_emptiness, draw_footer, draw_header, draw_legend, layout
 from results.raster import failed_cells, halve, probability_raster
 from results.record import SlideRecord
 
@@ -21,6 +22,8 @@ MIN_SIDE, MAX_SIDE = 1000, 4096
 
 # A failed patch is drawn at least so big (px, and as a share of the picture's longer side): it must catch the eye.
 FAILED_MIN_PX, FAILED_MIN_SHARE = 7, 1 / 220
+
+BAND_ROWS = 256
 
 # Share of the tissue that must lie outside of all patches to be worth a word in the legend.
 MIN_UNREAD = 0.005
@@ -76,16 +79,18 @@ def draw(record: SlideRecord, number: int) -> Image.Image:
     pen = ImageDraw.Draw(image)
     x, y = places.picture
     pen.rectangle((x - 1, y - 1, x + pixels.shape[1], y + pixels.shape[0]), outline=(150, 150, 150))
+    if len(record.state) == 0:
+        draw_emptiness(pen, places)
     draw_header(pen, places, legend)
     draw_legend(image, pen, places, legend)
     draw_footer(pen, places, legend)
     return image
 
 
-def hatching(height: int, width: int, period: int, top: int = 0, left: int = 0) -> np.ndarray:
-    """Black and white diagonal stripes, uint8 (height, width, 3); ``top`` and ``left`` keep neighbours in step."""
+def hatching(height: int, width: int, period: int, top: int = 0) -> np.ndarray:
+    """Black and white diagonal stripes, uint8 (height, width, 3); ``top`` keeps pieces of one picture in step."""
     y = np.arange(top, top + height)[:, None]
-    x = np.arange(left, left + width)[None, :]
+    x = np.arange(width)[None, :]
     stripe = ((x + y) % period) < period / 2
     return np.repeat(np.where(stripe, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
 
@@ -96,12 +101,16 @@ def _slide_picture(record: SlideRecord, number: int) -> tuple[np.ndarray, np.nda
     height, width = canvas.shape[:2]
     dark = bool(np.median(canvas[::4, ::4]) < 100)
     look = DARK if dark else BRIGHT
-    canvas = _faded(canvas, dark)
+    _fade(canvas, dark)
     values = _on_canvas(probability_raster(record, [number]), record, height, width)
     known = ~np.isnan(values)
-    below = np.median(canvas[known], axis=0) if known.any() else np.full(3, 40.0 if dark else 220.0)
+    seen = canvas[::4, ::4][known[::4, ::4]]
+    below = np.median(seen, axis=0) if len(seen) else np.full(3, 40.0 if dark else 220.0)
     colours = look.colours()
-    canvas[known] = _blend(canvas[known], colours[(np.clip(values[known], 0, 1) * 255).round().astype(np.uint8)], look)
+    for band in _bands(height):
+        here = known[band]
+        over = colours[(np.clip(values[band][here], 0, 1) * 255).round().astype(np.uint8)]
+        canvas[band][here] = _blend(canvas[band][here], over, look)
     unread = None
     if record.mask is not None:
         mask = cv2.resize(record.mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
@@ -131,22 +140,29 @@ def _background(record: SlideRecord) -> np.ndarray:
     scale = min(max(MIN_SIDE / max(height, width), 1.0), MAX_SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     if size == (width, height):
-        return np.ascontiguousarray(overview)
+        return overview.copy()
     return cv2.resize(overview, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
 
 
-def _faded(canvas: np.ndarray, dark: bool) -> np.ndarray:
-    """Most of the colour taken out, so that the heatmap's own colours are the only strong ones.
+def _fade(canvas: np.ndarray, dark: bool) -> None:
+    """Take most of the colour out, in place, so that the heatmap's own colours are the only strong ones.
 
     A dark (fluorescence) slide is brightened until its brightest hundredth is near white, a bright one is made paler.
     """
-    grey = cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)[:, :, None].astype(np.float32)
-    faded = grey * 0.75 + canvas * np.float32(0.25)
+    gain = 1.0
     if dark:
-        faded *= min(4.0, 220 / max(1.0, float(np.percentile(faded[::4, ::4], 99))))
-    else:
-        faded = faded * 0.8 + 255 * 0.2
-    return faded.clip(0, 255).round().astype(np.uint8)
+        brightest = float(np.percentile(cv2.cvtColor(canvas[::4, ::4], cv2.COLOR_RGB2GRAY), 99))
+        gain = min(4.0, 220 / max(1.0, brightest))
+    for band in _bands(len(canvas)):
+        grey = cv2.cvtColor(canvas[band], cv2.COLOR_RGB2GRAY)[:, :, None].astype(np.float32)
+        faded = grey * 0.75 + canvas[band] * np.float32(0.25)
+        faded = faded * np.float32(gain) if dark else faded * np.float32(0.8) + np.float32(255 * 0.2)
+        canvas[band] = faded.clip(0, 255).round().astype(np.uint8)
+
+
+def _bands(height: int) -> Iterator[slice]:
+    """Rows in pieces: floating point copies of a whole large picture would take hundreds of MB."""
+    return (slice(start, start + BAND_ROWS) for start in range(0, height, BAND_ROWS))
 
 
 def _on_canvas(raster: np.ndarray, record: SlideRecord, height: int, width: int) -> np.ndarray:
@@ -183,8 +199,10 @@ def _hatch_failed(canvas: np.ndarray, record: SlideRecord) -> None:
         failed[y0:y1, x0:x1] = 1
     if not failed.any():
         return
-    stripes = hatching(height, width, period=hatch_period(height, width))
-    canvas[failed > 0] = stripes[failed > 0]
+    period = hatch_period(height, width)
+    for band in _bands(height):
+        here = failed[band] > 0
+        canvas[band][here] = hatching(len(here), width, period, top=band.start)[here]
     rim = cv2.morphologyEx(failed, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
     canvas[rim] = (0, 0, 0)
 

@@ -85,6 +85,14 @@ def draw_header(pen: ImageDraw.ImageDraw, places: Places, legend: Legend) -> Non
         pen.text((unit, unit + round((2.0 + 1.3 * line) * unit)), drawn, ink, font, anchor="lt")
 
 
+def draw_emptiness(pen: ImageDraw.ImageDraw, places: Places) -> None:
+    """Say across the picture that there was nothing to analyse, lest it be taken for a picture without findings."""
+    width, height = places.picture_size
+    drawn, font = text.shorten("no tissue found", 2 * places.unit, width)
+    at = (places.picture[0] + width // 2, places.picture[1] + height // 2)
+    pen.text(at, drawn, SOFT, font, anchor="mm", stroke_width=max(1, places.unit // 8), stroke_fill=(255, 255, 255))
+
+
 def draw_legend(image: Image.Image, pen: ImageDraw.ImageDraw, places: Places, legend: Legend) -> None:
     """Class name, colour bar from 0 to 1 with the range of this slide beside it, and what else is in the picture."""
     unit, (x, y) = places.unit, places.legend
@@ -146,7 +154,7 @@ def _swatches(record: SlideRecord, legend: Legend, unit: int) -> list[tuple[Imag
     failed = record.counts().failed
     if failed:
         stripes = legend.hatching(height, width, max(6, unit // 3))
-        found.append((Image.fromarray(stripes), f"failed ({_number(failed)})"))
+        found.append((Image.fromarray(stripes), f"failed, no result ({_number(failed)})"))
     if legend.unread is not None:
         found.append((Image.new("RGB", (width, height), legend.unread), "tissue, not analysed"))
     if record.mask is not None and record.mask.any():

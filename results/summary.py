@@ -96,7 +96,7 @@ def is_complete(
 
     ``formats``: where given, each of them must have been written, so that asking for one more is noticed.
     """
-    if summary is None or summary.get("state") != "complete" or summary.get("key") != dict(key):
+    if summary is None or summary.get("state") != "complete" or summary.get("key") != _plain(key):
         return False
     outputs = summary.get("outputs", {})
     if formats is not None and not set(formats) <= set(outputs):
