@@ -51,11 +51,11 @@ make_venv() {
     version="$("$base" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
     say "first use: making $root/.venv with Python $version"
     rm -rf "$root/.venv"
-    mkdir "$root/.venv"
-    : >"$root/.venv/unfinished"
     if ! "$base" -c 'import ensurepip, venv' 2>/dev/null && ! "$base" -m pip --python "$base" --version >/dev/null 2>&1; then
         add_venv_package "python$version-venv"
     fi
+    mkdir "$root/.venv"
+    : >"$root/.venv/unfinished"
     if "$base" -c 'import ensurepip' 2>/dev/null; then
         "$base" -m venv "$root/.venv" >&2 || die "Python $version cannot make $root/.venv; its message is above"
     else # Debian without python3-venv, but with a pip: that pip can fill a venv that has none

@@ -221,6 +221,15 @@ def test_show_takes_the_place_of_the_stream():
     assert stream.getvalue() == "" and len(lines) == 1
 
 
+def test_a_listener_hears_every_record():
+    """Who listens is given each record as data, raw text too."""
+    heard = []
+    sink = LogSink("console", io.StringIO())
+    sink.listen(heard.append)
+    sink.feed("w", line() + b"\ngarbage\n")
+    assert [record["event"] for record in heard] == ["slide opened", "stderr"]
+
+
 def test_colours_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch):
     """Colours are for terminals, and NO_COLOR turns them off there too."""
 
