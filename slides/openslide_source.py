@@ -6,6 +6,9 @@ way of an RGBA image.
 
 A read error puts an OpenSlide handle into an error state for good: even its dimensions cannot be asked any more. So
 `info` is kept here, and after an error the handle is closed and the slide opened anew.
+
+OpenSlide reports tiles that are missing, cut short or no image at all. It does not report what its decoders only warn
+of: bits that flipped within a JPEG's coefficients give pixels that are wrong, which nobody can tell by this interface.
 """
 
 from __future__ import annotations
