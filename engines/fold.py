@@ -110,10 +110,9 @@ def resize_matrix(source: int, target: int) -> np.ndarray:
 
 
 def split_weights(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weights rounded to 22 bits as Pillow rounds them, as (high, low): whole multiples of 2**-11, matrix = high + low
-    / 2**11.
+    """Weights rounded to 22 bits as Pillow rounds them, as (high, low) where matrix = high + low / 2**11.
 
-    `low` is scaled up by 2**11, so that both have 11 significant bits.
+    Both are whole multiples of 2**-11 with at most 11 significant bits.
     """
     whole = np.floor(matrix * LOW * LOW + 0.5)
     high = np.floor(whole / LOW)
