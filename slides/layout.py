@@ -65,16 +65,22 @@ def make_layout(width: int, height: int, mpp: float, tissue: float, tumour: floa
         return min(wavelength / (cell * mpp), 0.6 * short)
 
     rng = np.random.default_rng([seed, 3])
-    lymphoid = smoothstep(-0.25, 0.25, value_noise(x, y, um(900), seed * 7 + 11, 3) + rng.uniform(-0.05, 0.22))
+    lymphoid = _share(value_noise(x, y, um(900), seed * 7 + 11, 3), tissue_mask, rng.uniform(0.25, 0.6), 0.25)
     # Fat is nearly white: it has a rim of other tissue, so that the tissue's outline can be seen.
     depth_um = cv2.distanceTransform(np.pad(tissue_mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1] * (cell * mpp)
-    fat = value_noise(x, y, um(1100), seed * 7 + 12, 3) - rng.uniform(0.38, 0.6)
-    fat = smoothstep(-0.05, 0.05, fat) * smoothstep(40, 70, depth_um)
+    fat = _share(value_noise(x, y, um(800), seed * 7 + 12, 3), tissue_mask, rng.uniform(0.0, 0.08), 0.05)
+    fat = fat * smoothstep(40, 70, depth_um)
     masks = (tissue_mask, tumour_mask)
     blurred = [cv2.GaussianBlur(m.astype(np.float32), (0, 0), 1.1, borderType=cv2.BORDER_REPLICATE) for m in masks]
     # Fat under tumour would only be painted over.
     fat = fat * (1 - cv2.GaussianBlur(tumour_mask.astype(np.float32), (0, 0), 4))
     return Layout(cell * mpp, tissue_mask, tumour_mask, (blurred[0], blurred[1], lymphoid, fat.astype(np.float32)))
+
+
+def _share(noise: np.ndarray, tissue: np.ndarray, share: float, softness: float) -> np.ndarray:
+    """1 where the noise is highest, in that share of the tissue; 0 elsewhere, soft between."""
+    threshold = np.quantile(noise[tissue], 1 - share) if tissue.any() else 0.0
+    return smoothstep(-softness, softness, noise - np.float32(threshold))
 
 
 def _tissue(x: np.ndarray, y: np.ndarray, rows: int, columns: int, share: float, seed: int) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Small pictures ("sprites") of nuclei and of larger structures, drawn once per resolution and stamped many times.
 
-A nucleus is a uint8 image of haematoxylin concentration (255 = stain.FULL_SCALE), 0 outside; stamping takes the maximum,
-so that the order of stamping does not matter. A structure (gland, vessel) also says how much eosin it has and where it
-covers what lies below.
+A nucleus is a uint8 image of haematoxylin concentration (255 = stain.FULL_SCALE), 0 outside; stamping takes the
+maximum, so that the order of stamping does not matter. A structure (gland, vessel) also says how much eosin it has and
+where it covers what lies below.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Synthetic slides: a pyramidal, JPEG-tiled TIFF of H&E-like tissue with tumour in known places.
 
-The file is what OpenSlide calls generic-tiff: one page a level, tiled, each tile a whole JPEG stream (YCbCr), resolution
-tags in pixels a centimetre (from which OpenSlide tells mpp). It is rendered strip by strip, so that no level is ever whole
-in memory; the same settings give the same file.
+The file is what OpenSlide calls generic-tiff: one page a level, tiled, each tile a whole JPEG stream (YCbCr), and
+resolution tags in pixels a centimetre (from which OpenSlide tells mpp). It is rendered strip by strip, so that no level
+is ever whole in memory; the same settings give the same file.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class _Encoder:
         self.white = np.array(scene.stain.white, np.uint8)
         rng = np.random.default_rng([settings.seed, 9])
         shape = (settings.tile, settings.tile, 3)
-        noisy = (np.clip(self.white + rng.normal(0, 1.6, shape), 0, 255).astype(np.uint8) for _ in range(_BLANKS))
-        self._blanks = [self.encode(tile) for tile in noisy]
+        noisy = (np.clip(np.round(self.white + rng.normal(0, 1.6, shape)), 0, 255) for _ in range(_BLANKS))
+        self._blanks = [self.encode(tile.astype(np.uint8)) for tile in noisy]
         self._seed = settings.seed
 
     def encode(self, tile: np.ndarray) -> bytes:

@@ -3,8 +3,8 @@
 A scene has two quantities at every point: how much haematoxylin and how much eosin. The ground is painted first
 (ground.py), then glands and vessels, then nuclei (nuclei.py), each at a hashed place of its own; the Beer-Lambert law
 makes colours of them (stain.py). Tumour differs from normal tissue by what a pathologist looks for: large, irregular,
-crowded nuclei of uneven size with nucleoli, and little stroma between them. Colour alone does not tell, because the stain
-varies from scene to scene.
+crowded nuclei of uneven size with nucleoli, and little stroma between them. Colour alone does not tell, because the
+stain varies from scene to scene.
 """
 
 from __future__ import annotations

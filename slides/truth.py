@@ -2,8 +2,8 @@
 
 Two files lie beside the slide: `<stem>.truth.png` (a small mask: 0 background, 128 normal tissue, 255 tumour; one pixel
 stands for cell_px x cell_px pixels of level 0) and `<stem>.truth.geojson` (a FeatureCollection of the tumour regions in
-level-0 pixels, which QuPath opens as annotations; its member "slidestream" holds the numbers). The mask is the truth; the
-polygons are drawn around it.
+level-0 pixels, which QuPath opens as annotations; its member "slidestream" holds the numbers). The mask is the truth;
+the polygons are drawn around it.
 """
 
 from __future__ import annotations

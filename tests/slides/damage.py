@@ -9,7 +9,7 @@ import tifffile
 
 
 def corrupt_tiles(path: Path | str, tiles: Iterable[tuple[int, int]]) -> None:
-    """Overwrite the stored bytes of tiles, named (level, index in row order), with rubbish of the same length, in place.
+    """Overwrite the stored bytes of tiles, (level, index in row order), with rubbish of the same length, in place.
 
     Levels are the pages of a TIFF. Other tiles keep their bytes. Raises IndexError for a tile that does not exist.
     """

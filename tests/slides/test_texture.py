@@ -42,7 +42,7 @@ def test_negative_places_are_places_too() -> None:
 
 def test_the_same_seed_gives_the_same_patch_and_another_seed_another() -> None:
     """patch() is a function of its arguments."""
-    first, again, other = patch("tumour", 5, size_px=128), patch("tumour", 5, size_px=128), patch("tumour", 6, size_px=128)
+    first, again, other = (patch("tumour", seed, size_px=128) for seed in (5, 5, 6))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -57,7 +57,7 @@ def test_every_kind_can_be_drawn_at_every_usual_resolution(kind: str, um_per_px:
 
 
 def test_tumour_nuclei_are_larger_and_less_even_than_lymphocytes() -> None:
-    """The difference between the kinds is in the nuclei: sprites of tumour have a larger area and a larger spread of it."""
+    """The kinds differ in their nuclei: those of tumour have a larger area and a larger spread of it."""
     bank = texture._bank(0.25)
 
     def areas(sprites: list[np.ndarray]) -> np.ndarray:
@@ -72,7 +72,7 @@ def test_tumour_nuclei_are_larger_and_less_even_than_lymphocytes() -> None:
 
 
 def test_colour_alone_does_not_tell_tumour_from_normal() -> None:
-    """Mean colours of the kinds overlap: no threshold on one channel's mean parts more than 90 of 100 patches rightly."""
+    """Mean colours overlap: no threshold on one channel's mean parts 90 of 100 patches rightly."""
     tumour = np.array([patch("tumour", k, 0.5, 96).mean(axis=(0, 1)) for k in range(50)])
     normal = np.array([patch("normal", 1000 + k, 0.5, 96).mean(axis=(0, 1)) for k in range(50)])
     for channel in range(3):
