@@ -73,6 +73,8 @@ class SyntheticSlide:
             raise ValueError(f"tile: {self.tile} is not one of 64, 128, 256, 512, 1024")
         if self.downsample not in (2, 4):
             raise ValueError(f"downsample: {self.downsample} is neither 2 nor 4")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed: {self.seed} is outside 0..2147483647")
 
     def level_sizes(self) -> list[tuple[int, int]]:
         """Width and height of every level."""

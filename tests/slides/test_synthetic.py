@@ -283,6 +283,7 @@ def test_progress_rises_to_one(tmp_path: Path) -> None:
         ({"quality": 0}, "quality: "),
         ({"tile": 240}, "tile: "),
         ({"downsample": 3}, "downsample: "),
+        ({"seed": -1}, "seed: "),
     ],
 )
 def test_settings_that_cannot_be_are_refused(change: dict[str, object], message: str) -> None:
