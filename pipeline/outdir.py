@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.overrides import ConfigError
 from pipeline.rundir import PRIVATE, RunDir
-from results.atomic import sweep
+from results.write import sweep
 
 _PREFIX = "slidestream-"
 

@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,7 +80,7 @@ def run_slides(found: list[Found], config: Config, options: Options, notices: li
         )
         try:
             settings = _settings(run, private, out, config, model)
-            look = _looker(out, private, settings["key"])
+            look = _looker(out, private, settings["key"], config.results.formats)
             submissions = Submissions(found, config.batcher.urgent, look)
             ending, watch, elapsed_s = _supervise(run, settings, config, model, submissions, sink, progress)
         finally:
@@ -139,7 +139,7 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _looker(out: Path, private: Path, key: dict[str, str]) -> Callable[[Found], Earlier]:
+def _looker(out: Path, private: Path, key: dict[str, str], formats: Collection[str]) -> Callable[[Found], Earlier]:
     """What is known of a slide before it is submitted."""
 
     def look(slide: Found) -> Earlier:
@@ -148,7 +148,7 @@ def _looker(out: Path, private: Path, key: dict[str, str]) -> Callable[[Found], 
         except SlideError as error:
             return Earlier({"fingerprint": "", **key}, error.reason)
         earlier = read_summary(out, slide.id)
-        if is_complete(earlier, mine, out):
+        if is_complete(earlier, mine, out, formats):
             shutil.rmtree(work_folder(private, slide.id), ignore_errors=True)
             return Earlier(mine, complete=earlier)
         return Earlier(mine, retry=earlier is not None)

@@ -35,7 +35,7 @@ EXIT_FAULT = 70
 EXIT_INTERRUPTED = 75
 
 # What ends with the machine's or the operator's help, not with another try: the run stops and resumes later.
-_HOPELESS_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+HOPELESS_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 _PR_SET_PDEATHSIG = 1
 
@@ -107,7 +107,7 @@ def _run(work: Callable[[Post], None], post: Post) -> int:
         logger.critical(str(problem))
         return problem.code
     except OSError as error:
-        if error.errno not in _HOPELESS_ERRNOS:
+        if error.errno not in HOPELESS_ERRNOS:
             logger.exception("crashed")
             return EXIT_FAULT
         logger.critical(

@@ -37,8 +37,9 @@ def discover(inputs: Iterable[str | os.PathLike[str]], skip: Collection[Path] = 
     DICOM series, the files of one series in one folder, the first stands for all; a MIRAX slide is its .mrxs file. A
     file met twice is taken once.
 
-    An id is the path below the inputs' common folder (of a single folder, below that) without the extension, which
-    is kept where ids would be equal. Bytes that are not UTF-8 are escaped in ids.
+    An id is the path below the input folder (of a file given by name, its name) without the extension. Where ids of
+    several inputs would be equal, all start at the inputs' common folder; where that does not suffice, the extension
+    is kept. Bytes that are not UTF-8 are escaped in ids.
 
     SlideError for an input that does not exist or is neither file nor folder. What cannot be searched is a notice;
     what cannot be opened is found all the same, to fail as a slide.
@@ -65,8 +66,11 @@ def discover(inputs: Iterable[str | os.PathLike[str]], skip: Collection[Path] = 
         if len(walk.files) == before:
             notices.append(f"{one_line(folder)}: no slides found")
     paths = _once(_series(sorted({*files, *walk.files})), notices)
-    base = os.path.commonpath(bases) if bases else ""
-    ids = _ids([os.path.relpath(path, base) for path in paths])
+    names = [os.path.relpath(path, _base(path, bases)) for path in paths]
+    if len(set(names)) < len(names):
+        common = os.path.commonpath(bases)
+        names = [os.path.relpath(path, common) for path in paths]
+    ids = _ids(names)
     return [Found(name, _sendable(path, notices)) for name, path in zip(ids, paths, strict=True)], notices
 
 
@@ -91,6 +95,12 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
     except (OSError, ValueError) as error:
         raise SlideError(main, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
     return digest.hexdigest()
+
+
+def _base(path: str, bases: list[str]) -> str:
+    """The innermost input folder that a path lies in, or the folder of a file given by name."""
+    inside = [base for base in bases if path.startswith(os.path.join(base, ""))]
+    return max(inside, key=len, default=os.path.dirname(path))
 
 
 class _Walk:

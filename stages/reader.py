@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 
+import cv2
 import numpy as np
 import structlog
 
@@ -106,6 +107,7 @@ class Reader:
 
 
 def work(post: Post) -> None:
+    cv2.setNumThreads(1)  # processes are what is scaled here
     slots = post.slots()
     link = post.connect(post.config["reader"]["credit"])
     reader = Reader(post, link, slots)

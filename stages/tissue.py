@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from pipeline.link import Link
@@ -13,14 +14,14 @@ from pipeline.worker import Post, main
 from results.pictures import save_png
 from slides.geometry import Geometry, SlideInfo
 from slides.plan import plan
-from slides.tissue import tissue_mask
+from slides.tissue import overview_um_per_px, tissue_mask
 
 
 def serve(lease: Mask, config: dict, slots: SharedSlots, link: Link) -> Planned:
     """Mask and plan one slide; its overview and mask are on disk before the plan is told."""
     overview = slots.overview(lease.slot, lease.width, lease.height)
     info, grid = SlideInfo.from_dict(lease.info), Geometry.from_dict(lease.geometry)
-    um_per_px = info.mpp_x * info.width / lease.width
+    um_per_px = overview_um_per_px(info, overview.shape)
     settings = config["tissue"]
     found = tissue_mask(
         overview,
@@ -46,6 +47,7 @@ def serve(lease: Mask, config: dict, slots: SharedSlots, link: Link) -> Planned:
 
 
 def work(post: Post) -> None:
+    cv2.setNumThreads(1)  # processes are what is scaled here
     slots = post.slots()
     link = post.connect(credit=1)
     while True:

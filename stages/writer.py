@@ -8,7 +8,7 @@ import structlog
 
 from pipeline.rundir import work_folder
 from pipeline.wire import Refused, Write, Written
-from pipeline.worker import Post, main
+from pipeline.worker import HOPELESS_ERRNOS, Post, main
 from results import journal
 from results.pictures import load_png
 from results.record import SlideRecord
@@ -51,10 +51,20 @@ def serve(lease: Write, post: Post) -> Written | Refused:
     """Write one slide's results. What ails the output folder as a whole is left to the caller."""
     out = Path(post.settings["out"])
     if lease.problem:
-        write_failed(lease.id, lease.path, lease.problem, out, key=lease.key, model=post.settings["model"])
+        write_failed(
+            lease.id,
+            lease.path,
+            lease.problem,
+            out,
+            model=post.settings["model"],
+            engine=lease.engine,
+            seconds=lease.seconds,
+            key=lease.key,
+            versions=post.settings["versions"],
+        )
         return Written(lease.lease, "failed", lease.problem, 0, 0, 0)
     record = record_of(lease, post.settings)
-    write_slide(record, out, set(post.config["results"]["formats"]))
+    write_slide(record, out, post.config["results"]["formats"], post.config["results"]["heatmap_class"])
     counts, state = record.counts(), record.outcome()
     reason = "" if state == "complete" else f"{counts.failed} of {counts.planned} patches failed"
     return Written(lease.lease, state, reason, counts.planned, counts.inferred, counts.failed)
@@ -68,7 +78,9 @@ def work(post: Post) -> None:
             case Write() as lease:
                 try:
                     answer = serve(lease, post)
-                except (PermissionError, FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError) as error:
+                except (OSError, ValueError) as error:
+                    if isinstance(error, OSError) and error.errno in HOPELESS_ERRNOS:
+                        raise
                     logger.error("results not written", slide=lease.id, reason=str(error))
                     answer = Refused(lease.lease, f"its results could not be written: {error}")
                 link.send(answer)

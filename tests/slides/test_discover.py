@@ -70,11 +70,11 @@ def test_a_dicom_series_is_one_slide(tmp_path: Path) -> None:
     assert notices == []
 
 
-def test_ids_of_several_inputs_start_at_their_common_folder(tmp_path: Path) -> None:
-    """So equal names in different folders never meet."""
+def test_equal_names_in_several_inputs_never_meet(tmp_path: Path) -> None:
+    """Their ids then start at the inputs' common folder; as long as there are none, at the input's own."""
     touch(tmp_path / "x" / "1" / "s.svs", tmp_path / "x" / "2" / "s.svs", tmp_path / "x" / "t.svs")
     assert ids(discover([tmp_path / "x" / "1", tmp_path / "x" / "2"])[0]) == ["1/s", "2/s"]
-    assert ids(discover([tmp_path / "x" / "1", tmp_path / "x" / "t.svs"])[0]) == ["1/s", "t"]
+    assert ids(discover([tmp_path / "x" / "1", tmp_path / "x" / "t.svs"])[0]) == ["s", "t"]
     assert ids(discover([tmp_path / "x" / "1" / "s.svs", tmp_path / "x" / "2" / "s.svs"])[0]) == ["1/s", "2/s"]
     assert ids(discover([tmp_path / "x" / "1" / "s.svs"])[0]) == ["s"]
 
