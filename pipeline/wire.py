@@ -388,6 +388,9 @@ class Report(Message):
 
 # ---------------------------------------------------------------- codec
 
+# Paths and slide ids are file names, and a file name may hold any bytes.
+_UNICODE_ERRORS = "surrogateescape"
+
 _BASIC = {"int": int, "str": str, "bytes": bytes, "bool": bool, "float": (float, int), "list": list, "dict": dict}
 
 
@@ -419,7 +422,8 @@ _KINDS = _register()
 def encode(message: Message) -> list[bytes]:
     """The three frames of a message."""
     _, fields = _KINDS[message.KIND]
-    body = msgpack.packb([getattr(message, name) for name, _ in fields], use_bin_type=True)
+    values = [getattr(message, name) for name, _ in fields]
+    body = msgpack.packb(values, use_bin_type=True, unicode_errors=_UNICODE_ERRORS)
     return [PROTOCOL, bytes([message.KIND]), body]
 
 
@@ -436,7 +440,7 @@ def decode(frames: list[bytes]) -> Message:
         raise ProtocolError(f"a body of {len(body)} bytes; at most {MAX_BODY_BYTES} are read")
     cls, fields = _KINDS[kind[0]]
     try:
-        values = msgpack.unpackb(body, raw=False, strict_map_key=False)
+        values = msgpack.unpackb(body, raw=False, strict_map_key=False, unicode_errors=_UNICODE_ERRORS)
     except (ValueError, TypeError, RecursionError, MemoryError, msgpack.UnpackException) as error:
         raise ProtocolError(f"{cls.__name__}: not msgpack ({error})") from None
     if not isinstance(values, list) or len(values) != len(fields):
