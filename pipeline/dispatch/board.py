@@ -48,6 +48,7 @@ class Board:
     slides: dict[int, SlideWork] = field(default_factory=dict)
     outbox: list[tuple[tuple[str, int], Message]] = field(default_factory=list)
     draining: bool = False
+    hold_fills: bool = False  # a slide that is tried alone waits for an idle reader
     engine: dict = field(default_factory=dict)
 
     def send(self, worker: Worker, message: Message) -> None:

@@ -51,13 +51,14 @@ class Dispatcher:
 
     def __init__(self, settings: DispatchSettings, boot: int):
         self._board = Board(settings, Leases(boot))
-        self._schedule = Schedule(settings.batch, settings.floor)
+        self._schedule = Schedule(settings.batch)
         self._intake = Intake(self._board, self._schedule)
         self._records = Records(self._board, self._intake.settled)
         self._intake.use(self._records)
         self._feed = Feed(self._board, self._schedule, self._records, self._intake.lose)
         self._account = Account()
         self._awaited: dict[tuple[str, int], float] | None = None  # None: the supervisor has not spoken yet
+        self._gone: dict[str, int] = {}  # the last generation of each name that is known to be dead
         self.stale = 0
 
     def letters(self) -> list[tuple[tuple[str, int], Message]]:
@@ -88,16 +89,14 @@ class Dispatcher:
     def _worker_died(self, message: Dead) -> None:
         if self._awaited is not None:
             self._awaited.pop((message.name, message.generation), None)
+        self._gone[message.name] = max(message.generation, self._gone.get(message.name, 0))
         worker = self._board.leases.get(message.name, message.generation)
         if worker is None:
             return
-        executing, queued = self._board.leases.leave(worker)
         # Last granted, first given back: pending patches keep their order.
-        for lease in reversed(executing + queued):
-            if lease.kind in ("fill", "run"):
-                self._feed.worker_died(lease, lease in executing, message.blame, message.cause)
-            else:
-                self._intake.worker_died(lease, message.blame and lease in executing, message.cause)
+        for lease in reversed(self._board.leases.leave(worker)):
+            part = self._feed if lease.kind in ("fill", "run") else self._intake
+            part.worker_died(lease, message.blame, message.cause)
 
     # ------------------------------------------------------------ the workers
 
@@ -117,7 +116,9 @@ class Dispatcher:
     def _hello(self, name: str, generation: int, message: Hello, now: float) -> None:
         leases = self._board.leases
         old = leases.workers.get(name)
-        if message.run != self._board.settings.run or (old is not None and old.generation >= generation):
+        known = max(self._gone.get(name, 0), old.generation if old is not None else 0)
+        ours = message.run == self._board.settings.run and message.kind in self._board.settings.patience
+        if generation <= known or not ours:  # the last words of a dead worker may come after word of its death
             self.stale += 1
             return
         if old is not None:  # the next generation is here before word of the last one's death
@@ -134,7 +135,7 @@ class Dispatcher:
 
     def _answer(self, worker: Worker, message: Message, now: float) -> None:
         match message:
-            case Beat():
+            case Beat() | Started():
                 return
             case Known():
                 self._intake.known(message)
@@ -142,10 +143,10 @@ class Dispatcher:
                 self._intake.begun(message)
             case Journaled():
                 self._records.acknowledge(message, now)
-            case Started() | Consumed():
+            case Consumed():
                 lease = worker.leases.get(message.lease)
                 if lease is not None and lease.kind == "run":
-                    (self._feed.started if isinstance(message, Started) else self._feed.consumed)(lease)
+                    self._feed.consumed(lease)
             case Refused():
                 lease = worker.leases.get(message.lease)
                 if lease is not None and self._board.leases.settle(worker, lease.number, lease.kind, now):
@@ -187,6 +188,7 @@ class Dispatcher:
                 self._condemn(worker, f"no sign of life for {now - worker.heard_at:.1f} s")
         for (name, generation), since in (self._awaited or {}).items():
             if now - since > max(patience.values()):
+                self._awaited[name, generation] = now
                 self._board.tell_supervisor(Condemn(name, generation, "does not answer the new batcher"))
         self._offer(now)
 

@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.dispatch.board import INFERENCE, READER, Board
 from pipeline.dispatch.leases import Lease
 from pipeline.dispatch.records import Records
-from pipeline.dispatch.schedule import Schedule
+from pipeline.dispatch.schedule import Floor, Schedule
 from pipeline.dispatch.slidework import SlideWork
 from pipeline.dispatch.slots import Batch, Segment, SlotPool
 from pipeline.dispatch.suspects import Suspects
@@ -27,7 +27,9 @@ class Feed:
         self._schedule = schedule
         self._records = records
         self._lose = lose
-        self.slots = SlotPool(board.settings.slots, board.settings.reserved)
+        batch, floor = board.settings.batch, board.settings.floor
+        self._floor = Floor(batch, floor)
+        self.slots = SlotPool(board.settings.slots, board.settings.reserved, Floor(batch, floor))
         self.suspects = Suspects()
 
     # ------------------------------------------------------------ leases
@@ -35,31 +37,38 @@ class Feed:
     def offer(self, now: float) -> None:
         """Grant run leases, then fill leases, as long as there are workers, rows and room."""
         while self._records.room and (slot := self.slots.next_ready()) is not None:
-            worker = self._board.leases.able(INFERENCE)
+            alone = self.slots.batches[slot].suspect
+            worker = self._board.leases.able(INFERENCE, idle=alone)
             if worker is None:
                 break
             batch = self.slots.run(slot)
-            lease = self._board.leases.grant(worker, "run", _Running(batch, slot), now)
+            lease = self._board.leases.grant(worker, "run", _Running(batch, slot), now, alone)
             self._board.send(worker, Run(lease.number, slot, batch.count))
-        while not self._board.draining:
-            reader = self._board.leases.able(READER)
-            batch = self._compose() if reader is not None else None
-            if reader is None or batch is None:
+        while not (self._board.draining or self._board.hold_fills) and (urgent := self._due()) is not None:
+            alone = self.suspects.waiting(urgent)
+            reader = self._board.leases.able(READER, idle=alone)
+            if reader is None:
                 break
+            batch = self.suspects.next(urgent) if alone else self._compose(urgent)
+            self._floor.charge(urgent, batch.count)
             slot = self.slots.fill(batch)
-            lease = self._board.leases.grant(reader, "fill", _Filling(batch, slot), now)
+            lease = self._board.leases.grant(reader, "fill", _Filling(batch, slot), now, alone)
             segments = [self._segment(segment) for segment in batch.segments]
             self._board.send(reader, Fill(lease.number, slot, self._delay_ms(batch), segments))
 
-    def _compose(self) -> Batch | None:
-        """The next batch to be read, if any is due and there is a slot for it."""
-        if self.suspects:
-            if not self.slots.room(urgent=True):
-                return None
-            return self.suspects.next()
-        urgent = self._schedule.next_class()
-        if urgent is None or not self.slots.room(urgent):
-            return None
+    def _waiting(self, urgent: bool) -> bool:
+        return self.suspects.waiting(urgent) or self._schedule.waiting(urgent)
+
+    def _due(self) -> bool | None:
+        """The class of the next batch to be read, if there is one, and a slot for it."""
+        waiting = self._waiting(True)
+        urgent = self._floor.due(waiting, self._waiting(False))
+        if urgent is False and waiting and not self.slots.room(urgent=False):
+            urgent = True  # the slots that are kept for urgent work are no use to routine
+        return urgent if urgent is not None and self.slots.room(urgent) else None
+
+    def _compose(self, urgent: bool) -> Batch:
+        """A batch of a class that has pending patches."""
         segments: list[Segment] = []
 
         def take(slide: SlideWork, rows: int) -> int:
@@ -68,7 +77,7 @@ class Feed:
             return len(patches)
 
         self._schedule.draw(urgent, self._board.settings.batch, take)
-        return Batch(tuple(segments), urgent) if segments else None
+        return Batch(tuple(segments), urgent)
 
     def _segment(self, segment: Segment) -> list:
         slide = self._board.slides[segment.slide]
@@ -87,10 +96,7 @@ class Feed:
     @property
     def lacks_room(self) -> bool:
         """Readers have nothing to do although there are patches to be read: every slot is taken."""
-        if self.suspects:
-            return not self.slots.room(urgent=True)
-        urgent = self._schedule.next_class()
-        return urgent is not None and not self.slots.room(urgent)
+        return self._due() is None and (self._waiting(True) or self._waiting(False))
 
     # ------------------------------------------------------------ answers
 
@@ -116,9 +122,6 @@ class Feed:
             slide = self._board.slides.get(number)
             if slide is not None:
                 self._lose(slide, reason)
-
-    def started(self, lease: Lease) -> None:
-        lease.started = True
 
     def consumed(self, lease: Lease) -> None:
         work: _Running = lease.subject
@@ -155,15 +158,15 @@ class Feed:
 
     # ------------------------------------------------------------ what goes wrong
 
-    def worker_died(self, lease: Lease, executing: bool, blame: bool, cause: str) -> None:
-        """A reader or inference worker died with this lease. Only a batch that was being executed can be to blame."""
+    def worker_died(self, lease: Lease, blame: bool, cause: str) -> None:
+        """A reader or inference worker died with this lease, by its work (`blame`) or killed from outside."""
         work = lease.subject
-        if lease.kind == "run" and not executing and work.slot is not None:
+        if lease.kind == "run" and not blame and work.slot is not None:
             self.slots.again(work.slot)
             return
         if work.slot is not None:
             self.slots.release(work.slot)
-        if executing and blame:
+        if blame:
             self._blame(work.batch, READER if lease.kind == "fill" else INFERENCE, cause)
         elif work.batch.suspect:
             self.suspects.put_back(work.batch)
@@ -172,10 +175,10 @@ class Feed:
 
     def refused(self, lease: Lease, reason: str) -> None:
         """The worker lives, but this batch is beyond it: treated as a death, so that the guilty patch is found."""
-        self.worker_died(lease, executing=True, blame=True, cause=reason)
+        self.worker_died(lease, blame=True, cause=reason)
 
     def _blame(self, batch: Batch, kind: str, cause: str) -> None:
-        for segment in self.suspects.blame(batch):
+        for segment in self.suspects.blame(batch, kind):
             deed = "reading it" if kind == READER else "inferring it"
             slide = self._board.slides[segment.slide]
             self._records.fail(slide, segment.patches, f"quarantined: {deed} stopped the {kind} twice ({cause})")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from slides.plan import Plan
 
 from pipeline.dispatch.board import READER, TISSUE, WRITER, Board
 from pipeline.dispatch.leases import Lease, Worker
@@ -30,6 +29,7 @@ from pipeline.wire import (
     Written,
 )
 from slides.geometry import Geometry
+from slides.plan import Plan
 
 _KIND_OF = {"open": READER, "mask": TISSUE, "write": WRITER}
 
@@ -87,21 +87,25 @@ class Intake:
         """Grant what can be granted: opening (as far ahead as configured), masking, writing."""
         slides = self._board.slides.values()
         for slide in [s for s in slides if s.state is SlideState.WRITING and not self._leased(s, "write")]:
-            writer = self._board.leases.able(WRITER)
+            writer = self._board.leases.able(WRITER, idle=slide.strikes > 0)
             if writer is None:
                 break
             self._grant(writer, "write", slide, now)
         if self._board.draining:
             return
         for slide in [s for s in slides if s.state is SlideState.MASKING and not self._leased(s, "mask")]:
-            worker = self._board.leases.able(TISSUE)
+            worker = self._board.leases.able(TISSUE, idle=slide.strikes > 0)
             if worker is None:
                 break
             self._grant(worker, "mask", slide, now)
+        self._board.hold_fills = False
         waiting = [s for s in slides if s.state is SlideState.WAITING]
         for slide in sorted(waiting, key=lambda s: not s.urgent):  # stable: in the order of submission
-            reader = self._board.leases.able(READER) if self._free_overviews else None
-            if reader is None or (not slide.urgent and self._prepared() >= self._board.settings.ahead):
+            if not self._free_overviews or (not slide.urgent and self._prepared() >= self._board.settings.ahead):
+                break
+            reader = self._board.leases.able(READER, idle=slide.strikes > 0)
+            if reader is None:
+                self._board.hold_fills = slide.strikes > 0
                 break
             slide.state = SlideState.OPENING
             slide.overview_slot = self._free_overviews.pop()
@@ -120,7 +124,7 @@ class Intake:
         )
 
     def _grant(self, worker: Worker, kind: str, slide: SlideWork, now: float) -> None:
-        number = self._board.leases.grant(worker, kind, slide, now).number
+        number = self._board.leases.grant(worker, kind, slide, now, alone=slide.strikes > 0).number
         message: Any
         if kind == "open":
             message = Open(number, slide.number, slide.path, slide.overview_slot)
@@ -213,7 +217,7 @@ class Intake:
             self._give_up(slide, reason)
 
     def worker_died(self, lease: Lease, blame: bool, cause: str) -> None:
-        """A worker died with a lease on this slide; the second death is the slide's last chance gone."""
+        """A worker died with a lease on this slide. From then on it is tried alone, and two deaths of that end it."""
         slide: SlideWork = lease.subject
         if lease.kind == "open":
             slide.state = SlideState.WAITING
@@ -221,7 +225,7 @@ class Intake:
         if not blame:
             return
         slide.strikes += 1
-        if slide.strikes >= DEATHS_ALLOWED:
+        if slide.strikes > DEATHS_ALLOWED:
             deed = {"open": "opening it", "mask": "masking it", "write": "writing its results"}[lease.kind]
             self.refused(lease, f"{deed} killed the {_KIND_OF[lease.kind]} twice ({cause})")
 
@@ -234,6 +238,7 @@ class Intake:
     def _give_up(self, slide: SlideWork, reason: str) -> None:
         self._free_overview(slide)
         slide.problem = reason
+        slide.strikes = 0
         slide.state = SlideState.WRITING
 
     def _free_overview(self, slide: SlideWork) -> None:

@@ -13,19 +13,22 @@ from typing import Any
 BOOT_SHIFT = 40  # leases per boot: 2**40, more than a batcher can hand out in a year
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Lease:
-    """One piece of work at one worker. `subject` is what it is about: a slide, a batch and its slot."""
+    """One piece of work at one worker. `subject` is what it is about: a slide, a batch and its slot.
+
+    `alone`: its worker holds no other lease beside it, so that a death under it proves something (suspects.py).
+    """
 
     number: int
     kind: str
     worker: Worker
     subject: Any
     issued_at: float
-    started: bool = False
+    alone: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Worker:
     """One generation of one worker process."""
 
@@ -41,7 +44,9 @@ class Worker:
 
     @property
     def room(self) -> int:
-        return 0 if self.condemned else self.credit - len(self.leases)
+        if self.condemned or any(lease.alone for lease in self.leases.values()):
+            return 0
+        return self.credit - len(self.leases)
 
 
 class Leases:
@@ -62,19 +67,22 @@ class Leases:
     def of_kind(self, kind: str) -> Iterator[Worker]:
         return (worker for worker in self.workers.values() if worker.kind == kind)
 
-    def able(self, kind: str) -> Worker | None:
-        """The worker of a kind with the least to do, if any has credit left; among equals the one idle for longest."""
+    def able(self, kind: str, idle: bool = False) -> Worker | None:
+        """The worker of a kind with the least to do, if any has credit left; among equals the one idle for longest.
+
+        `idle`: only one that holds no lease at all will do.
+        """
         best: Worker | None = None
         for worker in self.workers.values():
-            if worker.kind != kind or worker.room <= 0:
+            if worker.kind != kind or worker.room <= 0 or (idle and worker.leases):
                 continue
             if best is None or (len(worker.leases), worker.free_since) < (len(best.leases), best.free_since):
                 best = worker
         return best
 
-    def grant(self, worker: Worker, kind: str, subject: Any, now: float) -> Lease:
+    def grant(self, worker: Worker, kind: str, subject: Any, now: float, alone: bool = False) -> Lease:
         self._counter += 1
-        lease = Lease(self._counter, kind, worker, subject, now)
+        lease = Lease(self._counter, kind, worker, subject, now, alone)
         worker.leases[lease.number] = lease
         return lease
 
@@ -91,12 +99,7 @@ class Leases:
         worker.free_since = now
         return lease, seconds
 
-    def leave(self, worker: Worker) -> tuple[list[Lease], list[Lease]]:
-        """A worker is gone: its leases, those that it was executing and those that it only had in line.
-
-        Where no batch is known to have been started, the oldest is taken for it: a worker can die before its word is out.
-        """
+    def leave(self, worker: Worker) -> list[Lease]:
+        """A worker is gone: all its leases, oldest first."""
         del self.workers[worker.name]
-        leases = list(worker.leases.values())
-        executing = [lease for lease in leases if lease.started] or leases[:1]
-        return executing, [lease for lease in leases if lease not in executing]
+        return list(worker.leases.values())

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pipeline.dispatch.board import Board
+from pipeline.dispatch.leases import BOOT_SHIFT
 from pipeline.dispatch.slidework import SlideWork
 from pipeline.wire import Journaled, Record
 
@@ -20,7 +21,8 @@ class Records:
         """`settled(slide)` is called whenever the journal has acknowledged something of a slide."""
         self._board = board
         self._settled = settled
-        self._next = 1
+        # As with leases, a boot's numbers are its own: the aggregator may yet acknowledge records of a dead batcher.
+        self._next = (board.leases.boot << BOOT_SHIFT) + 1
         self._unacknowledged: dict[int, Record] = {}
         self.settled_patches = 0
         self.first_at: float | None = None  # when the first result was safe

@@ -12,14 +12,39 @@ from collections.abc import Callable
 from pipeline.dispatch.slidework import SlideWork
 
 
+class Floor:
+    """Which class is next where urgent work goes first but routine gets a share of the rows beside it."""
+
+    def __init__(self, quantum: int, share: float):
+        """`quantum`: rows in a batch; `share`: of all rows, while both classes are waiting."""
+        self._quantum = quantum
+        self._ratio = share / max(1e-9, 1.0 - share)
+        self._most = quantum * (1.0 + self._ratio)
+        self._owed = 0.0  # rows that routine has yet to get
+        self._contended = False
+
+    def due(self, urgent: bool, routine: bool) -> bool | None:
+        """Given who is waiting: True for an urgent batch, False for a routine one, None for nothing."""
+        self._contended = urgent and routine
+        if self._contended:
+            return self._owed < self._quantum
+        self._owed = 0.0  # who does not wait is owed nothing
+        return True if urgent else False if routine else None
+
+    def charge(self, urgent: bool, rows: int) -> None:
+        """The class that `due` named got so many rows; or urgent did, where routine had no room for its own."""
+        if urgent and self._contended:
+            self._owed = min(self._most, self._owed + rows * self._ratio)
+        elif not urgent:
+            self._owed = max(0.0, self._owed - rows)
+
+
 class Schedule:
     """The slides that have pending patches, by class, in the order of their turns."""
 
-    def __init__(self, quantum: int, floor: float):
+    def __init__(self, quantum: int):
         self._quantum = quantum
-        self._floor = floor
         self._turns: dict[bool, deque[SlideWork]] = {True: deque(), False: deque()}
-        self._owed = 0.0  # rows that routine has yet to get of its floor
 
     def add(self, slide: SlideWork) -> None:
         """The slide has pending patches (again). Adding it twice changes nothing."""
@@ -36,15 +61,6 @@ class Schedule:
     def waiting(self, urgent: bool) -> bool:
         self._trim(urgent)
         return bool(self._turns[urgent])
-
-    def next_class(self) -> bool | None:
-        """True: an urgent batch is due; False: a routine one; None: nothing is pending."""
-        urgent, routine = self.waiting(True), self.waiting(False)
-        if urgent and routine:
-            return self._owed < self._quantum
-        if not urgent:
-            self._owed = 0.0
-        return True if urgent else False if routine else None
 
     def draw(self, urgent: bool, rows: int, take: Callable[[SlideWork, int], int]) -> None:
         """Share out up to `rows` rows of a batch of one class; `take(slide, n)` takes at most n and says how many.
@@ -64,10 +80,6 @@ class Schedule:
                 turns.popleft()
             elif slide.deficit <= 0:
                 turns.rotate(-1)
-        if urgent:
-            self._owed += drawn * self._floor / max(1e-9, 1.0 - self._floor)
-        else:
-            self._owed = max(0.0, self._owed - drawn)
 
     def _trim(self, urgent: bool) -> None:
         turns = self._turns[urgent]

@@ -26,7 +26,7 @@ class SlideState(Enum):
     DONE = "done"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class SlideWork:
     """One submitted slide. `key` names slide content, model and configuration: another key is another scan epoch."""
 

@@ -2,7 +2,7 @@
 
     FREE ──fill lease──▶ FILLING ──filled──▶ READY ──run lease──▶ RUNNING ──consumed or inferred──▶ FREE
                             │                   ▲                     │
-                            └─ reader died ─▶ FREE                    └─ worker died before it started ─▶ READY
+                            └─ reader died ─▶ FREE                    └─ worker was killed from outside ─▶ READY
 
 One lease at a time touches a slot, so no two processes ever share one. Only the batcher changes states, here, in plain
 code without sockets, clock or shared memory.
@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pipeline.dispatch.schedule import Floor
+
 FREE, FILLING, READY, RUNNING = "free", "filling", "ready", "running"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Segment:
     """Patches of one slide in consecutive rows of a slot: `patches` int32 (n,), indices into the slide's plan."""
 
@@ -26,13 +28,13 @@ class Segment:
     patches: np.ndarray
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Batch:
-    """What lies in a slot. `strikes`: how many workers this very set of rows has killed (suspects.py)."""
+    """What lies in a slot. `suspect`: to be tried alone; `strikes`: the kinds of workers that died of it so (suspects.py)."""
 
     segments: tuple[Segment, ...]
     urgent: bool = False
-    strikes: int = 0
+    strikes: tuple[str, ...] = ()
     suspect: bool = False
     failures: dict[int, str] = field(default_factory=dict)
 
@@ -59,13 +61,15 @@ class SlotError(Exception):
 
 
 class SlotPool:
-    """The states of `count` slots, and the queue of those that are ready: urgent first, then in order of arrival."""
+    """The states of `count` slots, and the queue of those that are ready: urgent first but for routine's floor, then in
+    order of arrival."""
 
-    def __init__(self, count: int, reserved: int = 0):
+    def __init__(self, count: int, reserved: int, floor: Floor):
         """`reserved` free slots are left to urgent batches."""
         self.states = [FREE] * count
         self.batches: list[Batch | None] = [None] * count
         self._reserved = reserved
+        self._floor = floor
         self._free = deque(range(count))
         self._ready: dict[bool, deque[int]] = {True: deque(), False: deque()}
 
@@ -94,10 +98,8 @@ class SlotPool:
         self._ready[batch.urgent].append(slot)
 
     def next_ready(self) -> int | None:
-        for queue in (self._ready[True], self._ready[False]):
-            if queue:
-                return queue[0]
-        return None
+        urgent = self._floor.due(bool(self._ready[True]), bool(self._ready[False]))
+        return None if urgent is None else self._ready[urgent][0]
 
     def run(self, slot: int) -> Batch:
         """READY → RUNNING for the first of the ready ones."""
@@ -106,10 +108,11 @@ class SlotPool:
             raise SlotError(f"slot {slot} is not the next that is ready")
         self._move(slot, READY, RUNNING)
         self._ready[batch.urgent].popleft()
+        self._floor.charge(batch.urgent, batch.count)
         return batch
 
     def again(self, slot: int) -> None:
-        """RUNNING → READY, first in its queue: the worker died before it touched the batch."""
+        """RUNNING → READY, first in its queue: the worker died, but not of this batch. Its pixels are as they were."""
         self._move(slot, RUNNING, READY)
         batch = self.batches[slot]
         self._ready[batch.urgent].appendleft(slot)  # type: ignore[union-attr]
