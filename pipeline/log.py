@@ -1,7 +1,7 @@
 """Structured logs: every process writes one JSON object a line; the supervisor collects, shows and keeps them.
 
 A record has `timestamp` (UTC, ISO 8601), `level`, `process`, `event`, and `slide` where one is in hand. Workers call
-`configure` and then use `structlog.get_logger()`; their standard error is a pipe to the supervisor, which feeds it to a
+`configure_later` and then use `get_logger()`; their standard error is a pipe to the supervisor, which feeds it to a
 `LogSink`. Whatever else comes through that pipe (a traceback, faulthandler, a C library) becomes a record with
 event "stderr", so nothing is lost and every line of the file is JSON.
 """
@@ -14,10 +14,9 @@ import os
 import sys
 from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
-
-import structlog
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 MAX_LINE_BYTES = 64 * 1024  # a longer line is cut: a log must not become a way to fill memory
@@ -34,6 +33,8 @@ class Stream(Protocol):
 
 def configure(process: str, fmt: str = "json", level: str = "info", stream: Stream | None = None) -> None:
     """Set up structlog for this process. `fmt` is console, json or auto (console); `stream` is standard error by default."""
+    import structlog
+
     target = sys.stderr if stream is None else stream
     colours = wants_colours(target)
 
@@ -59,8 +60,41 @@ def configure(process: str, fmt: str = "json", level: str = "info", stream: Stre
     )
 
 
+_later: Callable[[], None] | None = None
+
+
+def configure_later(process: str, fmt: str = "json", level: str = "info", stream: Stream | None = None) -> None:
+    """As `configure`, at the first use of a logger of `get_logger`.
+
+    structlog imports rich and asyncio with it, a tenth of a second in each process, and most processes of a run never
+    have anything to say.
+    """
+    global _later
+    _later = partial(configure, process, fmt, level, stream)
+
+
+class Logger:
+    """A structlog logger that is made when it is first used."""
+
+    def __getattr__(self, name: str) -> Any:
+        global _later
+        import structlog
+
+        if _later is not None:
+            ready, _later = _later, None
+            ready()
+        return getattr(structlog.get_logger(), name)
+
+
+def get_logger() -> Logger:
+    """The logger for everything that a process of a run says."""
+    return Logger()
+
+
 def slide_context(slide: str) -> contextlib.AbstractContextManager[None]:
     """Within it, every record of this thread names the slide."""
+    import structlog
+
     return structlog.contextvars.bound_contextvars(slide=slide)
 
 

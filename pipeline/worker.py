@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from pipeline import log
 from pipeline.link import Link, Stopped
 from pipeline.memory import Layout, SharedSlots
@@ -92,13 +90,13 @@ def main(kind: str, work: Callable[[Post], None], death_signal: int = signal.SIG
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to answer
     run = RunDir(arguments.run)
     settings = json.loads(run.settings.read_text())
-    log.configure(arguments.name, "json", settings["config"]["log"]["level"], sys.stderr)
+    log.configure_later(arguments.name, "json", settings["config"]["log"]["level"], sys.stderr)
     post = Post(kind, arguments.name, arguments.generation, run, arguments.memory, settings)
     sys.exit(_run(work, post))
 
 
 def _run(work: Callable[[Post], None], post: Post) -> int:
-    logger = structlog.get_logger()
+    logger = log.get_logger()
     try:
         work(post)
     except Stopped:

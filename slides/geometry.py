@@ -10,7 +10,6 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -206,6 +205,8 @@ def resample(region: npt.NDArray[np.uint8], patch_px: int, out: npt.NDArray[np.u
     Shrinking averages the covered area (antialiased), enlarging is bilinear; each axis by itself where they differ.
     ValueError where `out` cannot be written in place.
     """
+    import cv2  # here, as the batcher needs geometry but never a pixel, and OpenCV takes a tenth of a second to load
+
     if out.shape != (patch_px, patch_px, 3) or out.dtype != np.uint8 or not out.flags.c_contiguous:
         raise ValueError(f"out must be contiguous uint8 ({patch_px}, {patch_px}, 3), not {out.dtype} {out.shape}")
     height, width = region.shape[:2]

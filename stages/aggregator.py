@@ -10,8 +10,7 @@ import shutil
 import time
 from pathlib import Path
 
-import structlog
-
+from pipeline import log
 from pipeline.link import Link
 from pipeline.rundir import work_folder
 from pipeline.wire import Ask, Begin, Begun, Forget, Journaled, Known, Message, Record
@@ -30,7 +29,7 @@ class Aggregator:
         self._unflushed: list[int] = []
         self._dirty: dict[int, Journal] = {}
         self._since = 0.0
-        self._log = structlog.get_logger()
+        self._log = log.get_logger()
 
     def wait_s(self, idle_s: float) -> float:
         """How long there is time to wait for the next message."""

@@ -6,9 +6,9 @@ import shutil
 import signal
 import time
 
-import structlog
 import zmq
 
+from pipeline import log
 from pipeline.dispatch.board import SUPERVISOR, DispatchSettings
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.link import HIGH_WATER, LINGER_MS
@@ -73,7 +73,7 @@ class Batcher:
         self._hub = hub
         self._mind = mind
         self._garbage = 0
-        self._log = structlog.get_logger()
+        self._log = log.get_logger()
 
     def serve(self, orphaned: list[int]) -> None:
         """Until the supervisor says Stop, or is dead (then `orphaned` is no longer empty)."""

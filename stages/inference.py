@@ -10,10 +10,10 @@ from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
-import structlog
 
 from engines.engine import Context, open_engine
 from engines.errors import EngineError
+from pipeline import log
 from pipeline.link import Link
 from pipeline.memory import SharedSlots
 from pipeline.wire import Consumed, Inferred, Refused, Run, Started
@@ -39,7 +39,7 @@ class Inference:
         self._slots = slots
         self._idle = list(contexts)
         self._busy: deque[Busy] = deque()
-        self._log = structlog.get_logger()
+        self._log = log.get_logger()
 
     def step(self, patience_s: float) -> None:
         """Take a lease if a context is idle (waiting for one at most `patience_s`), then see to the busy ones."""
@@ -108,7 +108,7 @@ def work(post: Post) -> None:
         while True:
             inference.step(post.config["supervisor"]["beat_s"])
     except EngineError as error:
-        structlog.get_logger().error("engine lost", reason=str(error))
+        log.get_logger().error("engine lost", reason=str(error))
         raise SystemExit(EXIT_FAULT) from error
     finally:
         engine.close()

@@ -10,8 +10,8 @@ from collections import OrderedDict
 
 import cv2
 import numpy as np
-import structlog
 
+from pipeline import log
 from pipeline.link import Link
 from pipeline.memory import SharedSlots
 from pipeline.wire import Fill, Filled, Open, Opened, Refused
@@ -58,7 +58,7 @@ class Reader:
         self._model = post.settings["model"]
         self._overlap = config["tissue"]["overlap"]
         self._overview_px = config["slides"]["overview_px"]
-        self._log = structlog.get_logger()
+        self._log = log.get_logger()
         self._slides = OpenSlides(
             config["slides"]["ahead"] + 1,
             config["slides"]["mpp"],

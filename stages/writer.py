@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import structlog
-
+from pipeline import log
 from pipeline.rundir import work_folder
 from pipeline.wire import Refused, Write, Written
 from pipeline.worker import HOPELESS_ERRNOS, Post, main
@@ -72,7 +71,7 @@ def serve(lease: Write, post: Post) -> Written | Refused:
 
 def work(post: Post) -> None:
     link = post.connect(credit=1)
-    logger = structlog.get_logger()
+    logger = log.get_logger()
     while True:
         match link.receive(post.config["supervisor"]["beat_s"]):
             case Write() as lease:

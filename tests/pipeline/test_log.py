@@ -244,3 +244,18 @@ def test_colours_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("NO_COLOR", no_colour)
         LogSink("console", stream).feed("w", warning)
         assert ("\x1b[" in stream.getvalue()) == coloured
+
+
+def test_structlog_is_loaded_when_there_is_something_to_say() -> None:
+    """A worker's modules load neither structlog nor what it brings; the first record does, and is like any other."""
+    code = (
+        "import sys; import stages.aggregator, stages.batcher, stages.reader, stages.writer; from pipeline import log\n"
+        "log.configure_later('reader-0')\n"
+        "logger = log.get_logger()\n"
+        "print([name for name in ('structlog', 'rich', 'asyncio') if name in sys.modules])\n"
+        "logger.info('seen', n=1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    record = json.loads(done.stderr)
+    assert (record["process"], record["event"], record["n"], record["level"]) == ("reader-0", "seen", 1, "info")
