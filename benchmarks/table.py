@@ -104,6 +104,7 @@ def run(command: Sequence[str], timeout_s: float, environment: dict[str, str] | 
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     done = subprocess.run(
         command,
+        check=False,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
