@@ -1,0 +1,221 @@
+"""A TensorRT plan on a GPU: what engines.gpu_engine needs of it (engines.device.Network), and how it is opened.
+
+Every (context, shape) is run before it is used: TensorRT for RTX compiles its kernels on the first run of a shape. What was
+compiled is kept beside the plan, so that a process that replaces a dead one starts in a fraction of the time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engines.cache import Entry, read_entry
+from engines.cuda import Cuda
+from engines.device import Device, Execution
+from engines.errors import EngineError
+from engines.files import locked, write_whole
+from engines.flavour import Flavour, Told, load_flavour, messages
+from engines.gpu import Gpu
+from engines.gpu_engine import GpuEngine
+from engines.identity import Identity, misfits
+
+INPUT, OUTPUT = "patches", "probabilities"
+
+
+def open_tensorrt(
+    plan: Path,
+    *,
+    classes: int,
+    patch_px: int,
+    max_batch: int,
+    shapes: Sequence[int] = (),
+    cuda_graphs: bool = False,
+    device: int = 0,
+    unverified: bool = False,
+) -> GpuEngine:
+    """Opens a plan of engines.cache on GPU `device` (counted among the visible ones).
+
+    `unverified` is for verification itself: else an engine that was not found right on this kind of GPU is refused.
+    Raises EngineError, before anything is loaded where that is possible: no TensorRT or GPU, an engine of something
+    else (naming both values), a damaged file, one that was not verified.
+    """
+    started = time.monotonic()
+    entry = read_entry(plan)
+    if entry.identity is None:
+        raise EngineError(f"{entry.plan}: {entry.problem}; build it again")
+    flavour = load_flavour(entry.identity.flavour)
+    cuda = Cuda(device)
+    _check(entry, entry.identity, flavour, cuda, unverified)
+    profile = _profile(entry, entry.identity, classes, patch_px, max_batch)
+    network = TensorRTNetwork(entry, entry.identity, flavour, cuda.gpu, profile, cuda_graphs)
+    return GpuEngine(
+        "tensorrt",
+        cuda,
+        network,
+        classes=classes,
+        patch_px=patch_px,
+        max_batch=max_batch,
+        shapes=shapes,
+        load_seconds=time.monotonic() - started,
+    )
+
+
+def _check(entry: Entry, identity: Identity, flavour: Flavour, device: Device, unverified: bool) -> None:
+    if problems := misfits(identity, flavour, device.gpu):
+        raise EngineError(f"{entry.plan}: {'; '.join(problems)}; build it again")
+    if unverified:
+        return
+    found = entry.verification(device.gpu)
+    if found is None:
+        raise EngineError(f"{entry.plan}: was never verified on {device.gpu}; run slidestream engine verify")
+    if not found.get("passed"):
+        raise EngineError(
+            f"{entry.plan}: failed its verification on {device.gpu}: {found.get('reason')}; build another"
+        )
+
+
+def _profile(entry: Entry, identity: Identity, classes: int, patch_px: int, max_batch: int) -> int:
+    """Index of the profile that takes these patches."""
+    if identity.classes != classes:
+        raise EngineError(f"{entry.plan}: gives {identity.classes} classes, the model has {classes}; build it again")
+    for index, profile in enumerate(identity.profiles):
+        if profile["patch_px"] == patch_px:
+            if profile["minimum"] > 1 or profile["maximum"] < max_batch:
+                has = f"{profile['minimum']} to {profile['maximum']}"
+                raise EngineError(
+                    f"{entry.plan}: takes batches of {has}, batcher.batch is {max_batch}; lower it, or build another"
+                )
+            return index
+    sizes = ", ".join(str(profile["patch_px"]) for profile in identity.profiles)
+    raise EngineError(f"{entry.plan}: takes patches of {sizes} px, the model has {patch_px}; build it again")
+
+
+class TensorRTNetwork:
+    """See engines.device.Network."""
+
+    def __init__(
+        self, entry: Entry, identity: Identity, flavour: Flavour, gpu: Gpu, profile: int, cuda_graphs: bool
+    ) -> None:
+        self._entry, self._identity, self._flavour, self._profile = entry, identity, flavour, profile
+        self._kernels_file = entry.kernels(gpu)
+        self._told = Told()
+        data = entry.read_plan()
+        with messages(self._told):
+            self._runtime = flavour.trt.Runtime(flavour.logger())
+            engine = self._runtime.deserialize_cuda_engine(data)
+        if engine is None:
+            problem = self._told.problem("TensorRT gave no reason")
+            raise EngineError(f"{entry.plan}: cannot be loaded: {problem}{self._validity(data)}; build it again")
+        self._engine: Any = engine
+        self._kernels: Any = None
+        self._known_kernels = b""
+        self._config = self._runtime_config(cuda_graphs)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "engine": self._flavour.name,
+            "version": self._flavour.version,
+            "precision": self._identity.precision,
+            "plan": self._entry.plan.name,
+        }
+
+    def context_bytes(self) -> int:
+        return int(self._engine.get_device_memory_size_for_profile_v2(self._profile))
+
+    def execution(self, source: int, target: int, stream: int) -> Execution:
+        with messages(self._told):
+            context = (
+                self._engine.create_execution_context()
+                if self._config is None
+                else self._engine.create_execution_context(self._config)
+            )
+            if context is None:
+                raise EngineError(f"no execution context: {self._told.problem('TensorRT gave no reason')}")
+            if self._profile and not context.set_optimization_profile_async(self._profile, stream):
+                raise EngineError(f"profile {self._profile} refused: {self._told.problem('TensorRT gave no reason')}")
+        return _Execution(context, source, target, tuple(self._engine.get_tensor_shape(INPUT))[1:], self)
+
+    def warmed(self) -> None:
+        """Keeps the kernels that were compiled, where there are new ones."""
+        if self._kernels is None:
+            return
+        host = self._kernels.serialize()
+        data = bytes(memoryview(host)) if host is not None else b""
+        if not data or data == self._known_kernels:
+            return
+        try:
+            with locked(self._kernels_file):
+                write_whole(self._kernels_file, data)
+        except OSError as error:
+            # A folder that can only be read is no reason not to run.
+            self._told("warning", f"{self._kernels_file}: {error.strerror}")
+
+    def problem(self) -> str:
+        return self._told.problem("TensorRT gave no reason")
+
+    def warnings(self) -> list[str]:
+        return self._told.warnings
+
+    def capture(self) -> Any:
+        """A block in which TensorRT's messages are kept."""
+        return messages(self._told)
+
+    def close(self) -> None:
+        self._engine = self._config = self._kernels = self._runtime = None
+
+    def _runtime_config(self, cuda_graphs: bool) -> Any:
+        if not hasattr(self._engine, "create_runtime_config"):
+            return None
+        trt, config = self._flavour.trt, self._engine.create_runtime_config()
+        if hasattr(config, "dynamic_shapes_kernel_specialization_strategy"):
+            # The default compiles in the background while a slower kernel runs: batches would change their speed, and
+            # their last bits, in the middle of a run.
+            eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            config.dynamic_shapes_kernel_specialization_strategy = eager
+        if cuda_graphs and hasattr(config, "cuda_graph_strategy"):
+            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if self._flavour.runtime_cache:
+            self._kernels = config.create_runtime_cache()
+            self._load_kernels()
+            config.set_runtime_cache(self._kernels)
+        return config
+
+    def _load_kernels(self) -> None:
+        try:
+            with locked(self._kernels_file):
+                self._known_kernels = self._kernels_file.read_bytes()
+        except OSError:
+            return  # none yet, or not ours to lock: they are compiled again
+        with messages(self._told):
+            if not self._kernels.deserialize(self._known_kernels):
+                self._known_kernels = b""
+
+    def _validity(self, data: bytes) -> str:
+        """What the flavour says of a plan that it did not load."""
+        if not self._flavour.engine_validity:
+            return ""
+        validity, mask = self._runtime.get_engine_validity(data)
+        bits = self._flavour.trt.EngineInvalidityDiagnostics.__members__
+        names = [name for name, value in bits.items() if mask & int(value)]
+        return f" ({validity.name.lower()}: {', '.join(names) or 'no driver'})"
+
+
+class _Execution:
+    """See engines.device.Execution."""
+
+    def __init__(self, context: Any, source: int, target: int, row: tuple[int, ...], network: TensorRTNetwork) -> None:
+        self._context, self._row, self._network = context, row, network
+        self._rows = 0
+        if not context.set_tensor_address(INPUT, source) or not context.set_tensor_address(OUTPUT, target):
+            raise EngineError(f"buffers refused: {network.problem()}")
+
+    def enqueue(self, rows: int, stream: int) -> None:
+        with self._network.capture():
+            if rows != self._rows:
+                if not self._context.set_input_shape(INPUT, (rows, *self._row)):
+                    raise EngineError(f"a batch of {rows} was refused: {self._network.problem()}")
+                self._rows = rows
+            if not self._context.execute_async_v3(stream):
+                raise EngineError(f"the network did not start: {self._network.problem()}")
