@@ -49,8 +49,9 @@ Ctrl-C once finishes what is under way, twice stops at once.
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code."""
-    parser = _parser()
-    args = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    parser = _parser(slide_options="make-slide" in words)
+    args = parser.parse_args(words)
     if args.command is None:
         parser.print_help()
         return EXIT_CONFIGURATION
@@ -73,7 +74,8 @@ def _complain(problem: str, code: int) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(slide_options: bool = True) -> argparse.ArgumentParser:
+    """`slide_options`: with those of make-slide, whose code a run would only lose time with."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("slidestream", description=DESCRIPTION, epilog=EXIT_CODES, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"slidestream {__version__}")
@@ -113,7 +115,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     slide.add_argument("file", type=Path, metavar="OUT.tif")
-    _add_slide_options(slide)
+    if slide_options:
+        _add_slide_options(slide)
     slide.set_defaults(command=_make_slide)
 
     check = commands.add_parser(

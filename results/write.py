@@ -17,6 +17,12 @@ from results.summary import write_failed_summary, write_summary
 FAILED_FORMATS = ("parquet", "mask")
 
 
+def load(formats: Collection[str]) -> None:
+    """Import now what `write_slide` would import at its first use: half a second, best spent while there is nothing to do."""
+    for name in check_formats(set(formats)):
+        _writer(name, None)
+
+
 def write_slide(
     record: SlideRecord, out: Path, formats: Collection[str], heatmap_class: str | None = None
 ) -> dict[str, str]:

@@ -11,7 +11,7 @@ from pipeline.worker import HOPELESS_ERRNOS, Post, main
 from results import journal
 from results.pictures import load_png
 from results.record import SlideRecord
-from results.write import write_failed, write_slide
+from results.write import load, write_failed, write_slide
 from slides.plan import Plan
 
 
@@ -72,8 +72,12 @@ def serve(lease: Write, post: Post) -> Written | Refused:
 def work(post: Post) -> None:
     link = post.connect(credit=1)
     logger = log.get_logger()
+    loaded = False
     while True:
         match link.receive(post.config["supervisor"]["beat_s"]):
+            case None if not loaded:  # not at the start, when every process is busy loading
+                loaded = True
+                load(post.config["results"]["formats"])
             case Write() as lease:
                 try:
                     answer = serve(lease, post)
