@@ -18,29 +18,29 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 class Seen:
     """One process of a run, as far as it was seen, and the most of everything.
 
-    pss: resident bytes, those that are shared counted by parts; private: without what it shares with others (libraries,
-    the run's shared memory).
+    pss_own: resident bytes without the run's shared memory, what it shares with others (libraries) counted by parts;
+    private_own: of these, anonymous memory: what no file stands behind.
     """
 
     pid: int
     kind: str
     name: str
     cpu_s: float = 0.0
-    pss: int = 0
-    private: int = 0
-    shmem: int = 0  # of pss, the part that is the run's shared memory
+    pss_own: int = 0
+    private_own: int = 0
 
 
 @dataclass(slots=True)
 class Watched:
-    """A finished run. `totals`: (seconds since the start, PSS of all processes in bytes) at each sample."""
+    """A finished run. `totals`: at each sample (seconds since the start, PSS of all processes, the part of it that is the
+    run's shared memory), in bytes."""
 
     code: int
     wall_s: float
     cpu_s: float  # of the command and all its descendants, to their end
     output: str
     seen: dict[int, Seen] = field(default_factory=dict)
-    totals: list[tuple[float, int]] = field(default_factory=list)
+    totals: list[tuple[float, int, int]] = field(default_factory=list)
 
 
 def watch(
@@ -95,7 +95,7 @@ def children_cpu_s(before: os.times_result, after: os.times_result) -> float:
 
 
 def _sample(root: int, seconds: float, watched: Watched, memory: bool) -> None:
-    total = 0
+    total = shared = 0
     for pid in _tree(root):
         process = watched.seen.get(pid)
         try:
@@ -106,11 +106,13 @@ def _sample(root: int, seconds: float, watched: Watched, memory: bool) -> None:
                 process.kind, process.name = kind, name
             process.cpu_s = max(process.cpu_s, _cpu_s(pid))
             if memory:
-                total += _memory(process)
+                pss, shmem = _memory(process)
+                total += pss
+                shared += shmem
         except (OSError, IndexError, ValueError):
             continue  # it is gone
     if memory:
-        watched.totals.append((seconds, total))
+        watched.totals.append((seconds, total, shared))
 
 
 def _tree(root: int) -> list[int]:
@@ -141,14 +143,14 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
-def _memory(process: Seen) -> int:
-    """Note the memory of a process; its PSS in bytes."""
+def _memory(process: Seen) -> tuple[int, int]:
+    """Note the memory of a process; its PSS, and the part of it that is shared memory, in bytes."""
     values: dict[str, int] = {}
     for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()[1:]:
         name, _, value = line.partition(":")
         values[name] = int(value.split()[0]) * 1024
-    pss = values["Pss"]
-    process.pss = max(process.pss, pss)
-    process.shmem = max(process.shmem, values.get("Pss_Shmem", 0))
-    process.private = max(process.private, values["Private_Clean"] + values["Private_Dirty"])
-    return pss
+    pss, shmem = values["Pss"], values.get("Pss_Shmem", 0)
+    private = values.get("Pss_Anon", pss - shmem)
+    process.pss_own = max(process.pss_own, pss - shmem)
+    process.private_own = max(process.private_own, private)
+    return pss, shmem
