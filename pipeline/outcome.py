@@ -32,7 +32,7 @@ def snapshot(watch: Watch, submissions: Submissions, elapsed_s: float) -> Status
 
 def stages(watch: Watch) -> tuple[StageStatus, ...]:
     """The stages in the order of the data."""
-    measured = watch.report.get("stages", {})
+    measured = watch.stages
     return tuple(
         StageStatus(
             kind,
@@ -59,7 +59,9 @@ def run_record(
     """The contents of run.json: see docs/results.md."""
     status = snapshot(watch, submissions, elapsed_s)
     verdicts = sorted(submissions.verdicts.items())
-    done_now = status.patches_inferred
+    begun = {v.id for _, v in verdicts if not v.skipped} | {entry[0] for entry in watch.report.get("active", [])}
+    carried = sum(submissions.carried.get(slide, 0) for slide in begun)
+    done_now = max(0, status.patches_inferred - carried)
     return {
         **invocation,
         "run": settings["run"],
@@ -80,6 +82,7 @@ def run_record(
             "planned": status.patches_planned,
             "inferred": status.patches_inferred,
             "failed": status.patches_failed,
+            "inferred_before": carried,
         },
         "patches_per_s": round(done_now / elapsed_s, 2) if elapsed_s > 0 else 0.0,
         "stages": {

@@ -29,6 +29,7 @@ from pipeline.rundir import RunDir, work_folder
 from pipeline.submissions import Earlier, Submissions, Verdict
 from pipeline.supervisor import Ending, Supervisor, Watch
 from results.atomic import write_atomic
+from results.journal import inferred_before
 from results.summary import is_complete, read_summary
 from slides.discover import Found, fingerprint
 from slides.errors import SlideError
@@ -151,7 +152,7 @@ def _looker(out: Path, private: Path, key: dict[str, str], formats: Collection[s
         if is_complete(earlier, mine, out, formats):
             shutil.rmtree(work_folder(private, slide.id), ignore_errors=True)
             return Earlier(mine, complete=earlier)
-        return Earlier(mine, retry=earlier is not None)
+        return Earlier(mine, retry=earlier is not None, carried=inferred_before(work_folder(private, slide.id), mine))
 
     return look
 
@@ -167,6 +168,9 @@ def _supervise(
 ) -> tuple[Ending, Watch, float]:
     from engines.check import prepare
 
+    submissions.skim()
+    if submissions.finished:
+        return Ending(0), Watch(started_at=time.monotonic()), 0.0
     layout = memory.Layout(**settings["layout"])
     prepare(model, run.model)
     run.settings.write_text(json.dumps(settings))

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 
-from slides.discover import Found
-
 from pipeline.wire import SlideDone, Submit
+from slides.discover import Found
 
 # Slides that the batcher knows of at a time: enough to look ahead, few enough that ten thousand take no memory.
 UNDER_WAY = 64
@@ -31,12 +30,14 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """What is known of a slide before it is submitted: its key, why it cannot be read, the summary of an earlier run."""
+    """What is known of a slide before it is submitted: its key, why it cannot be read, the summary of an earlier run,
+    how many patches its journal has inferred."""
 
     key: dict
     problem: str = ""
     complete: dict | None = None
     retry: bool = False
+    carried: int = 0
 
 
 @dataclass(slots=True)
@@ -48,6 +49,7 @@ class Submissions:
     look: Callable[[Found], Earlier]
     verdicts: dict[int, Verdict] = field(default_factory=dict)
     under_way: dict[int, Submit] = field(default_factory=dict)
+    carried: dict[str, int] = field(default_factory=dict)
     _queue: deque[int] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
@@ -59,6 +61,17 @@ class Submissions:
 
     def _is_urgent(self, slide: Found) -> bool:
         return any(fnmatch(slide.id, pattern) or fnmatch(str(slide.path), pattern) for pattern in self.urgent)
+
+    def skim(self) -> None:
+        """Pass over what is complete at the head of the queue: where that is all, no process need be started."""
+        while self._queue and self._complete(self._queue[0]):
+            self._queue.popleft()
+
+    def _complete(self, number: int) -> bool:
+        earlier = self.look(self._slide(number))
+        if earlier.complete is not None:
+            self._skip(number, earlier.complete)
+        return earlier.complete is not None
 
     def next(self) -> Submit | None:
         """The next slide to be submitted, passing over those that are complete already; None if none is due."""
@@ -79,6 +92,7 @@ class Submissions:
                 earlier.problem,
             )
             self.under_way[number] = submit
+            self.carried[slide.id] = earlier.carried
             return submit
         return None
 

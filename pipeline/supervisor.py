@@ -62,6 +62,23 @@ class Watch:
     restarts: dict[str, int] = field(default_factory=dict)
     started_at: float = 0.0
     first_result_s: float | None = None
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _before: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def take(self, report: dict[str, Any]) -> None:
+        """A report of the batcher. Each batcher counts seconds from its own start; `stages` has the sums over all."""
+        if report["boot"] != self.report.get("boot"):
+            self._before = self.stages
+        self.report = report
+        self.stages = {
+            kind: {name: value + self._earlier(kind, name) for name, value in stage.items()}
+            for kind, stage in report["stages"].items()
+        }
+        for kind, stage in self._before.items():
+            self.stages.setdefault(kind, {**stage, "workers": 0})
+
+    def _earlier(self, kind: str, name: str) -> float:
+        return self._before.get(kind, {}).get(name, 0.0) if name.endswith("_s") else 0
 
 
 class Supervisor:
@@ -299,7 +316,7 @@ class Supervisor:
                         child.kill(message.reason)
 
     def _note(self, report: dict[str, Any]) -> None:
-        self.watch.report = report
+        self.watch.take(report)
         self._drained = bool(report["drained"])
         if self.watch.first_result_s is None and report["first_result_at"] is not None:
             # CLOCK_MONOTONIC is the machine's: the batcher's reading can be compared with ours.
@@ -341,6 +358,14 @@ class Supervisor:
     def _finish(self, ending: Ending) -> Ending:
         """Let everybody leave by themselves, within a bound."""
         self._send(Stop())
+        # The batcher passes the Stop on to those it knows. One that has not joined yet would wait for it for ever, and
+        # holds nothing.
+        report = self.watch.report
+        current = BATCHER in self._children and report.get("boot") == self._children[BATCHER].generation
+        present = report["present"] if current else []
+        for child in self._children.values():
+            if child.kind != BATCHER and [child.name, child.generation] not in present:
+                child.kill("the run is over")
         until = time.monotonic() + STOP_S
         while self._children and time.monotonic() < until:
             self._poll(LOOP_S)

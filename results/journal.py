@@ -104,6 +104,12 @@ def read(folder: Path) -> tuple[dict, Patches, int] | None:
     return header, patches, end
 
 
+def inferred_before(folder: Path, key: dict) -> int:
+    """How many patches the journal in `folder` has inferred, if there is one of this key."""
+    found = read(folder)
+    return int(np.count_nonzero(found[1].states == INFERRED)) if found is not None and found[0]["key"] == key else 0
+
+
 def _arrays(patches: bytes, probabilities: bytes, failures: list, classes: int) -> tuple[np.ndarray, np.ndarray, list]:
     indices = np.frombuffer(patches, "<i4")
     values = np.frombuffer(probabilities, "<f4")
