@@ -1,0 +1,195 @@
+"""Starts slidestream as a user does, in processes of its own, and looks at what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SABOTAGE = Path(__file__).resolve().parent / "sabotage"
+STAGES = ("reader", "tissue", "batcher", "inference", "aggregator", "writer")
+LIMIT_S = 240.0  # for anything; the machine may be busy with other things
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that is over."""
+
+    code: int
+    console: str
+    out: Path
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return json.loads((self.out / "run.json").read_text())
+
+    def summary(self, slide: str) -> dict[str, Any]:
+        return json.loads((self.out / "slides" / f"{slide}.json").read_text())
+
+    def table(self, slide: str) -> pd.DataFrame:
+        """The slide's CSV in the order of places."""
+        return table(self.out, slide)
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.out / "slidestream.log").read_text().splitlines()]
+
+    def complaint(self) -> str:
+        """The one line that a run says which cannot start."""
+        lines = self.console.strip().splitlines()
+        assert len(lines) == 1, self.console
+        return lines[0]
+
+
+@dataclass
+class Run:
+    """One `slidestream run`, with a temporary directory of its own, so that what it leaves there can be seen."""
+
+    process: subprocess.Popen
+    out: Path
+    temporary: Path
+    marks: Path
+    _console: Any
+    _killed: set[str] = field(default_factory=set)
+
+    def until(self, condition: Callable[[], T | None], what: str) -> T:
+        """What `condition` gives as soon as it is true."""
+        deadline = time.monotonic() + LIMIT_S
+        while time.monotonic() < deadline:
+            value = condition()
+            if value:
+                return value
+            if self.process.poll() is not None:
+                value = condition()  # it may have become true just before the end
+                if value:
+                    return value
+                raise AssertionError(f"the run ended before {what}:\n{self.console()}")
+            time.sleep(0.02)
+        raise AssertionError(f"not within {LIMIT_S:.0f} s: {what}\n{self.console()}")
+
+    def stages(self, kind: str = "") -> list[psutil.Process]:
+        """The living stage processes of this run, of one kind or all."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                line = process.cmdline()
+            except psutil.Error:
+                continue
+            ours = any(word.startswith(str(self.temporary)) for word in line)
+            if ours and any(word.startswith("stages.") and word.endswith(kind) for word in line):
+                found.append(process)
+        return found
+
+    def run_directory(self) -> Path | None:
+        return next(iter(self.temporary.glob("slidestream-*")), None)
+
+    def blocked(self, kind: str) -> int:
+        """Wait until a process of this kind hangs in its work (sabotage: block); its pid."""
+
+        def look() -> str | None:
+            names = [path.name for path in self.marks.glob(f"{kind}.*") if path.name not in self._killed]
+            return names[0] if names else None
+
+        name = self.until(look, f"a {kind} hangs in its work")
+        self._killed.add(name)
+        return int(name.rsplit(".", 1)[1])
+
+    def journalled(self) -> int:
+        """Bytes in all journals."""
+        return sum(path.stat().st_size for path in self.out.glob(".slidestream/work/*/journal"))
+
+    def at_work(self) -> None:
+        """Wait until results of patches are in a journal: what follows comes in the middle."""
+        first = self.until(self.journalled, "a journal is begun")
+        self.until(lambda: self.journalled() > first, "results are in the journal")
+
+    def console(self) -> str:
+        self._console.seek(0)
+        return self._console.read().decode("utf-8", "backslashreplace")
+
+    def finish(self, limit_s: float = LIMIT_S) -> Finished:
+        code = self.process.wait(limit_s)
+        return Finished(code, self.console(), self.out)
+
+    def left_behind(self) -> list[str]:
+        """Processes, sockets and files that should not be there any more."""
+        left = [f"process {process.pid}" for process in self.stages()]
+        left += [str(path.relative_to(self.temporary)) for path in self.temporary.rglob("*")]
+        left += [str(path) for path in Path("/dev/shm").glob("*slidestream*")]
+        left += [str(path) for path in self.out.rglob("*.slidestream-part")]
+        return left
+
+    def destroy(self) -> None:
+        """Whatever is still there."""
+        for process in [*self.stages("batcher"), *self.stages()]:
+            try:
+                process.kill()
+            except psutil.Error:
+                pass
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self._console.close()
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        shutil.rmtree(self.marks, ignore_errors=True)
+
+
+def start(
+    inputs: Sequence[Path],
+    out: Path,
+    model: Path,
+    *sets: str,
+    sabotage: dict[str, dict] | None = None,
+    temporary: Path | None = None,
+    user: int | None = None,
+) -> Run:
+    """`slidestream run INPUT... --out OUT --model MODEL --set ...`, in the background. `temporary`: that of an earlier run."""
+    temporary = temporary or Path(tempfile.mkdtemp(prefix="e2e-"))
+    temporary.mkdir(exist_ok=True)
+    marks = Path(tempfile.mkdtemp(prefix="e2e-marks-"))
+    if user is not None:
+        os.chown(temporary, user, user)
+    command = [sys.executable, "-m", "pipeline.cli", "run", *map(str, inputs), "--out", str(out), "--model", str(model)]
+    command += ["--no-progress", *(word for value in sets for word in ("--set", value))]
+    path = [str(ROOT), *([str(SABOTAGE)] if sabotage else [])]
+    environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": os.pathsep.join(path)}
+    environment.update(E2E_SABOTAGE=json.dumps(sabotage or {}), E2E_MARKS=str(marks))
+    environment.update(PYTHONDONTWRITEBYTECODE="1", NO_COLOR="1")
+    console = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the run)
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=environment, cwd="/", user=user, group=user,
+        extra_groups=None if user is None else [], start_new_session=True,
+    )  # fmt: skip
+    return Run(process, Path(out), temporary, marks, console)
+
+
+def table(out: Path, slide: str) -> pd.DataFrame:
+    frame = pd.read_csv(out / "model-outputs-csv" / f"{slide}.csv")
+    return frame.sort_values(["miny", "minx"]).reset_index(drop=True)
+
+
+def assert_same(found: pd.DataFrame, expected: pd.DataFrame, tolerance: float = 1e-6) -> None:
+    """Same patches, each once, and same probabilities."""
+    places = ["minx", "miny", "width", "height"]
+    assert not found.duplicated(places).any()
+    pd.testing.assert_frame_equal(found[places], expected[places])
+    pd.testing.assert_frame_equal(found, expected, check_exact=False, rtol=0, atol=tolerance)
+
+
+def interrupt(run: Run) -> None:
+    run.process.send_signal(signal.SIGINT)

@@ -1,0 +1,129 @@
+"""Imported by Python at the start of every process that has this folder on PYTHONPATH: makes stage processes fail on purpose.
+
+E2E_SABOTAGE is JSON, {kind of stage: {...}}, with any of
+
+    slow_s              sleep so long in every call of the stage's work, for each patch where it is about patches
+    block, after        in generations 1..block, the work hangs (for ever) after so many calls; a file
+                        E2E_MARKS/<kind>.<generation>.<pid> says that it does
+    segv_at             [name of the slide's file, x, y]: reading that patch ends the process by SIGSEGV (reader)
+    segv_crc            CRC-32 of a patch's pixels: inferring it does (inference)
+    segv_open           name of a slide's file: opening it does (reader)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import zlib
+from pathlib import Path
+
+
+def _argument(name: str) -> str:
+    arguments = sys.orig_argv
+    return arguments[arguments.index(name) + 1]
+
+
+def _segv() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    time.sleep(60)
+
+
+class _Trap:
+    def __init__(self, kind: str, plan: dict):
+        self._plan = plan
+        self._calls = 0
+        self._generation = int(_argument("--generation"))
+        self._mark = f"{kind}.{self._generation}.{os.getpid()}"
+
+    def spring(self, patches: int = 1) -> None:
+        plan = self._plan
+        self._calls += 1
+        if self._generation <= plan.get("block", 0) and self._calls > plan.get("after", 0):
+            Path(os.environ["E2E_MARKS"], self._mark).touch()
+            while True:
+                time.sleep(60)
+        time.sleep(plan.get("slow_s", 0) * patches)
+
+
+def _reader(plan: dict, trap: _Trap) -> None:
+    from slides import openslide_source
+
+    source = openslide_source.OpenSlideSource
+    read, init = source.read, source.__init__
+
+    def new_read(self, geometry, xy, out, *rest):
+        trap.spring(len(xy))
+        name, *place = plan.get("segv_at", ["", 0, 0])
+        if self.info.path.endswith(name) and place in xy.tolist():
+            _segv()
+        return read(self, geometry, xy, out, *rest)
+
+    def new_init(self, path, *rest):
+        if os.fspath(path).endswith(plan.get("segv_open", "\0")):
+            _segv()
+        init(self, path, *rest)
+
+    source.read, source.__init__ = new_read, new_init
+
+
+def _inference(plan: dict, trap: _Trap) -> None:
+    from engines import onnx_engine
+
+    engine = onnx_engine.OnnxEngine
+    run = engine.run
+
+    def new_run(self, patches):
+        trap.spring(len(patches))
+        if "segv_crc" in plan and plan["segv_crc"] in [zlib.crc32(patch.tobytes()) for patch in patches]:
+            _segv()
+        return run(self, patches)
+
+    engine.run = new_run
+
+
+def _wrapped(function, trap: _Trap):
+    def wrapper(*arguments, **named):
+        trap.spring()
+        return function(*arguments, **named)
+
+    return wrapper
+
+
+def _tissue(plan: dict, trap: _Trap) -> None:
+    from slides import tissue
+
+    tissue.tissue_mask = _wrapped(tissue.tissue_mask, trap)
+
+
+def _aggregator(plan: dict, trap: _Trap) -> None:
+    from results.journal import Journal
+
+    Journal.flush = _wrapped(Journal.flush, trap)
+
+
+def _writer(plan: dict, trap: _Trap) -> None:
+    from results import write
+
+    write.write_summary = _wrapped(write.write_summary, trap)  # all files are there but the one that counts
+
+
+def _batcher(plan: dict, trap: _Trap) -> None:
+    from pipeline.dispatch.dispatcher import Dispatcher
+
+    Dispatcher.from_worker = _wrapped(Dispatcher.from_worker, trap)
+
+
+def _main() -> None:
+    modules = [word for word in sys.orig_argv if word.startswith("stages.")]
+    if not modules:
+        return
+    kind = modules[0].removeprefix("stages.")
+    plan = json.loads(os.environ.get("E2E_SABOTAGE", "{}")).get(kind)
+    if plan is not None:
+        globals()[f"_{kind}"](plan, _Trap(kind, plan))
+
+
+_main()
