@@ -139,7 +139,7 @@ NETWORKS = {"resnet50": resnet50, "densenet121": densenet121, "vit_b_16": Vision
 
 
 def network(name: str, side: int = 224, device: str = "cpu") -> nn.Module:
-    """A network in eval mode whose two classes both occur: its head is centred and scaled on patches of noise."""
+    """A network in eval mode whose two classes both occur: its head is aimed at what differs between patches of noise."""
     torch.manual_seed(20260101)
     module = NETWORKS[name](2).to(device)
     with torch.no_grad():
@@ -155,12 +155,24 @@ def network(name: str, side: int = 224, device: str = "cpu") -> nn.Module:
         module.train()
         module(images)
         module.eval()
-        head = [part for part in module.modules() if isinstance(part, nn.Linear)][-1]
-        logits = module(images)
-        scale = 1.5 / (logits[:, 1] - logits[:, 0]).std().clamp_min(1e-6)
-        head.weight.mul_(scale)
-        head.bias.sub_(logits.mean(0)).mul_(scale)
+        _aim(module, images)
     return module
+
+
+def _aim(module: nn.Module, images: torch.Tensor) -> None:
+    """Points the head along what differs most between patches. A head of random weights would mostly see what is the same
+    in all of them, and its small differences would be made of rounding errors.
+    """
+    head = [part for part in module.modules() if isinstance(part, nn.Linear)][-1]
+    features: list[torch.Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    module(images)
+    hook.remove()
+    mean = features[0].mean(0)
+    _, sizes, directions = torch.linalg.svd(features[0] - mean, full_matrices=False)
+    direction = directions[0] * (0.75 * len(images) ** 0.5 / sizes[0])
+    head.weight.copy_(torch.stack([-direction, direction]))
+    head.bias.copy_(-head.weight @ mean)
 
 
 def patches_of_noise(count: int, side: int, seed: int = 0) -> torch.Tensor:
