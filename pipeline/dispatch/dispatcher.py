@@ -58,7 +58,7 @@ class Dispatcher:
         self._feed = Feed(self._board, self._schedule, self._records, self._intake.lose)
         self._account = Account()
         self._awaited: dict[tuple[str, int], float] | None = None  # None: the supervisor has not spoken yet
-        self._gone: dict[str, int] = {}  # the last generation of each name that is known to be dead
+        self._gone: dict[str, int] = {}  # the last generation of each name that is dead, or as good as dead
         self.stale = 0
 
     def letters(self) -> list[tuple[tuple[str, int], Message]]:
@@ -189,6 +189,7 @@ class Dispatcher:
         for (name, generation), since in (self._awaited or {}).items():
             if now - since > max(patience.values()):
                 self._awaited[name, generation] = now
+                self._gone[name] = generation  # a Hello that comes too late saves nobody
                 self._board.tell_supervisor(Condemn(name, generation, "does not answer the new batcher"))
         self._offer(now)
 

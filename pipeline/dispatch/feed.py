@@ -150,10 +150,15 @@ class Feed:
         """Every row of the batch has an outcome: on to the journal, slide by slide."""
         row = 0
         for segment in batch.segments:
+            slide = self._board.slides[segment.slide]
+            if not failures:
+                self._records.add(slide, segment.patches, probabilities[row : row + len(segment.patches)], [])
+                row += len(segment.patches)
+                continue
             rows = np.arange(row, row + len(segment.patches))
             good = np.array([r not in failures for r in rows], bool)
             failed = [[int(p), failures[r]] for p, r in zip(segment.patches, rows.tolist(), strict=True) if r in failures]
-            self._records.add(self._board.slides[segment.slide], segment.patches[good], probabilities[rows[good]], failed)
+            self._records.add(slide, segment.patches[good], probabilities[rows[good]], failed)
             row += len(rows)
 
     # ------------------------------------------------------------ what goes wrong

@@ -74,7 +74,10 @@ class Leases:
         """
         best: Worker | None = None
         for worker in self.workers.values():
-            if worker.kind != kind or worker.room <= 0 or (idle and worker.leases):
+            # The full ones first and without `room`: with many workers, most are, and this is looked at for every message.
+            if worker.kind != kind or len(worker.leases) >= worker.credit:
+                continue
+            if worker.room <= 0 or (idle and worker.leases):
                 continue
             if best is None or (len(worker.leases), worker.free_since) < (len(best.leases), best.free_since):
                 best = worker

@@ -13,13 +13,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from pipeline.dispatch.board import DispatchSettings
 from pipeline.dispatch.dispatcher import Dispatcher
-from pipeline.dispatch.leases import BOOT_SHIFT
-from pipeline.dispatch.slidework import SlideState
-from pipeline.dispatch.slots import FILLING, READY, RUNNING
 from pipeline.wire import (
     Beat,
     Condemn,
@@ -38,19 +33,8 @@ from pipeline.wire import (
     decode,
     encode,
 )
-from tests.pipeline.dispatch.simworkers import (
-    CLASSES,
-    FAILED,
-    INFERRED,
-    KINDS,
-    NAN,
-    PENDING,
-    Aggregator,
-    Journal,
-    Process,
-    Slide,
-    probability,
-)
+from tests.pipeline.dispatch.simchecks import audit, check_grant
+from tests.pipeline.dispatch.simworkers import CLASSES, KINDS, Aggregator, Journal, Process, Slide, slot_of
 
 PATIENCE = 10.0
 
@@ -75,7 +59,9 @@ class Scenario:
     accidents: int = 0  # blamed deaths and hangs that no patch is to blame for
     roughness: float = 0.04  # how often one of these happens, per step
     early: float = 0.1  # how often a reader closes a slot early, per row
-    drain_at: int | None = None
+    end_at: int | None = None  # the step at which the run is drained, or cut off
+    cut_off: bool = False
+    frugal: bool = False  # the dead are replaced only where none of their kind is left
     real_wire: bool = False
 
 
@@ -96,7 +82,8 @@ class World:
         self.overviews: list[int | None] = [None] * scenario.overview_slots
         self.early = scenario.early
         self.now, self.steps, self.quiet = 0.0, 0, 0
-        self.deaths = self.poisoned = 0
+        self.poisoned = 0  # how often a patch or slide has struck
+        self.unlucky = 0  # how often a death may have taught nothing
         self.budget = {"death": scenario.deaths, "batcher": scenario.batcher_deaths, "accident": scenario.accidents}
         self.boot = 0
         self.dispatcher: Dispatcher | None = None
@@ -110,6 +97,7 @@ class World:
         self.under_way: dict[int, Slide] = {}
         self.done: dict[int, SlideDone] = {}
         self.draining = False
+        self.condemned: set[tuple[str, int]] = set()
         self.greeted: set[tuple[str, int]] = set()  # said Hello to this batcher
         self.told = False  # so was the batcher, of the living
         self.awaited: set[tuple[str, int]] = set()  # lived when this batcher started
@@ -143,6 +131,7 @@ class World:
         )
         self.dispatcher = Dispatcher(settings, self.boot)
         self.to_supervisor.clear()
+        self.condemned.clear()
         self.greeted, self.told, self.ghosts, self.rows = set(), False, [], {True: 0, False: 0}
         self.awaited = {(c.name, c.generation) for c in self.children.values()}
         self.to_batcher.append(Living("run", [[*worker] for worker in sorted(self.awaited)]))
@@ -166,8 +155,9 @@ class World:
             duties.append(self._hear)
         if dead:
             duties.append(lambda: self._reap(self.rng.choice(dead)))
-        if self.to_start:
-            duties.append(lambda: self._start(*self.to_start.pop(self.rng.randrange(len(self.to_start)))))
+        wanted = [post for post in self.to_start if not self._enough(post[0])]
+        if wanted:
+            duties.append(lambda: self._start(*self.rng.choice(wanted)))
         if self.unsubmitted and (self.quiet or self.unsubmitted[0].due <= self.steps) and not self.draining:
             duties.append(self._submit_next)
         if self.dispatcher is None:
@@ -176,12 +166,16 @@ class World:
             self.rng.choice(duties)()
         return bool(duties)
 
+    def _enough(self, kind: str) -> bool:
+        return self.scenario.frugal and any(child.kind == kind for child in self.children.values())
+
     def _submit_next(self) -> None:
         slide = self.unsubmitted.popleft()
         self.under_way[slide.number] = slide
         self.to_batcher.append(self._submit(slide))
 
     def _start(self, kind: str, name: str) -> None:
+        self.to_start.remove((kind, name))
         self.generations[name] = self.generations.get(name, 0) + 1
         self.children[name] = KINDS[kind](self, kind, name, self.generations[name])
 
@@ -204,7 +198,7 @@ class World:
 
     def die(self, process: Process, cause: str, blame: bool) -> None:
         """Some of its last messages never left it."""
-        self.deaths += 1
+        self.unlucky += not blame
         process.alive, process.cause, process.blame = False, cause, blame
         if isinstance(process, Aggregator):
             process.torn()
@@ -212,6 +206,11 @@ class World:
             process.outbox.pop()
         if process.outbox:
             self.ghosts.append(process)
+
+    def power_cut(self) -> None:
+        for child in self.children.values():
+            if isinstance(child, Aggregator):
+                child.torn()
 
     def _mishap(self) -> None:
         kinds = [kind for kind, left in self.budget.items() if left]
@@ -249,6 +248,7 @@ class World:
         message = process.outbox.popleft()
         if isinstance(message, Hello) and process.alive:
             self.greeted.add((process.name, process.generation))
+            self.unlucky += any(isinstance(m, Dead) and m.name == process.name for m in self.to_batcher)
         if self.scenario.real_wire:
             message = decode(encode(message))
         self.dispatcher.from_worker(process.name, process.generation, message, self.now)
@@ -260,11 +260,13 @@ class World:
                 message = decode(encode(message))
             if name == "supervisor":
                 self.to_supervisor.append(message)
+                if isinstance(message, Condemn):
+                    self.condemned.add((message.name, message.generation))
                 continue
             child = self.children.get(name)
             here = child is not None and child.alive and child.generation == generation
             if isinstance(message, (Open, Fill, Mask, Run, Write)):
-                self._check_grant(child if here else None, message)
+                check_grant(self, child if here else None, message)
             if here:
                 child.inbox.append(message)
 
@@ -283,6 +285,8 @@ class World:
         return self
 
     def finished(self) -> bool:
+        if self.scenario.cut_off and self.steps >= (self.scenario.end_at or self.steps + 1):
+            return True
         if self.draining and self.dispatcher is not None and self.dispatcher.drained:
             return True
         return not self.unsubmitted and not self.under_way
@@ -297,7 +301,7 @@ class World:
         self.now += 0.001
         if self.steps > limit:
             raise Stuck(f"no end after {limit} steps")
-        if self.steps == self.scenario.drain_at:
+        if self.steps == self.scenario.end_at and not self.scenario.cut_off:
             self.draining = True
             self.to_batcher.append(Drain())
         if self.rng.random() < 0.003:
@@ -310,7 +314,7 @@ class World:
                 raise Stuck("nothing happens any more")
             self._time_passes()
         if self.steps % 16 == 0:
-            self.audit()
+            audit(self)
 
     def _act(self) -> bool:
         """Something that can happen, happens."""
@@ -357,146 +361,14 @@ class World:
                     self._deliver(child)
         self.tick()
 
-    # ------------------------------------------------------------ what must hold
+    # ------------------------------------------------------------ who touches what
 
     def overwrites(self, process: Process, slot: int) -> None:
         """A process writes into a slot: nobody else may be at it."""
         for other in self.children.values():
-            if other is not process and other.alive and any(_slot(lease) == slot for lease in other.active()):
+            if other is not process and other.alive and any(slot_of(lease) == slot for lease in other.active()):
                 raise AssertionError(f"{process.name} writes into slot {slot}, and {other.name} is at it")
 
     def reads(self, process: Process, slot: int) -> None:
+        """A process reads from a slot: nobody else may be at it either."""
         self.overwrites(process, slot)
-
-    def _check_grant(self, child: Process | None, lease: Any) -> None:
-        assert lease.lease >> BOOT_SHIFT == self.boot
-        missing = self.awaited - self.greeted
-        living = {(c.name, c.generation) for c in self.children.values() if c.alive}
-        assert self.told, "a lease is granted before the supervisor has spoken"
-        assert not missing & living, f"a lease is granted while {missing & living} may still hold slots"
-        if isinstance(lease, (Fill, Run)):
-            assert 0 <= lease.slot < self.scenario.slots
-            for other in self.children.values():
-                if other.alive and any(_slot(held) == lease.slot for held in other.valid_leases()):
-                    raise AssertionError(f"slot {lease.slot} is given away while {other.name} has a lease on it")
-        if child is not None:
-            outstanding = [held for held in child.valid_leases() if held.lease >> BOOT_SHIFT == self.boot]
-            assert len(outstanding) < child.credit, f"{child.name} gets more than its credit"
-        if isinstance(lease, Fill):
-            self._check_priority(lease)
-
-    def _check_priority(self, lease: Fill) -> None:
-        """Routine rows are read beside urgent ones only as far as the floor goes."""
-        slides = self.dispatcher._board.slides
-        urgent = self.by_number[lease.segments[0][0]].urgent
-        rows = sum(len(packed) // 8 for _, _, _, packed in lease.segments)
-        assert 0 < rows <= self.scenario.batch
-        assert all(self.by_number[segment[0]].urgent == urgent for segment in lease.segments)
-        if urgent:
-            self.rows[True] += rows
-        elif any(s.urgent and s.has_pending for s in slides.values()):
-            self.rows[False] += rows
-            allowed = self.rows[True] * self.scenario.floor / (1 - self.scenario.floor) + 2 * self.scenario.batch
-            assert self.rows[False] <= allowed, "routine patches go before urgent ones"
-
-    def audit(self) -> None:
-        """Every planned patch is in one place, the counters say so, and what counts as settled is on disk."""
-        mind = self.dispatcher
-        if mind is None:
-            return
-        leases = [lease for worker in mind._board.leases.workers.values() for lease in worker.leases.values()]
-        for worker in mind._board.leases.workers.values():
-            assert len(worker.leases) <= worker.credit
-        slots = mind._feed.slots
-        held = {FILLING: 0, RUNNING: 0}
-        batches = [slots.batches[i] for i, state in enumerate(slots.states) if state == READY]
-        for lease in leases:
-            if lease.kind in ("fill", "run"):
-                batches.append(lease.subject.batch)
-                if lease.subject.slot is not None:
-                    state = FILLING if lease.kind == "fill" else RUNNING
-                    assert slots.states[lease.subject.slot] == state
-                    held[state] += 1
-        counts = slots.counts()
-        assert (counts[FILLING], counts[RUNNING]) == (held[FILLING], held[RUNNING])
-        batches += list(mind._feed.suspects)
-        flying: dict[int, list] = {}
-        for batch in batches:
-            for segment in batch.segments:
-                flying.setdefault(segment.slide, []).extend(segment.patches.tolist())
-        recorded: dict[int, list] = {}
-        for record in mind._records._unacknowledged.values():
-            places = recorded.setdefault(record.slide, [])
-            places += np.frombuffer(record.patches, "<i4").tolist() + [patch for patch, _ in record.failures]
-        for slide in mind._board.slides.values():
-            if slide.state is SlideState.READING:
-                self._audit_slide(slide, flying.pop(slide.number, []), recorded.pop(slide.number, []))
-        assert not flying and not recorded, "patches of a slide that is not being read"
-
-    def _audit_slide(self, slide: Any, flying: list, recorded: list) -> None:
-        pending = slide._order[slide._next :].tolist() + [p for part in slide._returned for p in part.tolist()]
-        assert len(pending) == slide.pending and slide.has_pending == bool(pending)
-        assert len(flying) == slide.in_flight, f"{slide.id}: in_flight is {slide.in_flight}, not {len(flying)}"
-        assert len(recorded) == slide.recorded
-        places = pending + flying + recorded
-        assert len(set(places)) == len(places), f"{slide.id}: a patch is in two places"
-        assert slide.inferred + slide.failed == slide.planned - len(places), f"{slide.id}: a patch is nowhere"
-        settled = np.ones(slide.planned, bool)
-        settled[places] = False
-        assert (self.disk[slide.id].states[settled] != PENDING).all(), f"{slide.id}: believed to be on disk, but is not"
-
-    def check_end(self) -> None:
-        """All slides are done, as they should be, and everything is released."""
-        for slide in self.scenario.slides:
-            check_result(slide, *self.results[slide.id])
-        self.settle()
-        self.audit()
-        mind = self.dispatcher
-        assert mind._feed.idle and not mind._board.slides and not len(mind._records) and not len(mind._feed.suspects)
-        assert not any(worker.leases for worker in mind._board.leases.workers.values())
-        assert sorted(mind._intake._free_overviews) == list(range(self.scenario.overview_slots))
-        assert not mind._schedule.waiting(True) and not mind._schedule.waiting(False)
-
-
-def _slot(lease: Any) -> int | None:
-    return lease.slot if isinstance(lease, (Fill, Run)) else None
-
-
-REASONS = {
-    "bad_tile": "bad tile",
-    "kills_reader": "reading it stopped the reader twice",
-    "hangs_reader": "reading it stopped the reader twice",
-    "kills_inference": "inferring it stopped the inference twice",
-    "hangs_inference": "inferring it stopped the inference twice",
-    "refused": "inferring it stopped the inference twice",
-    "nan": NAN,
-    "engine_says_no": "engine says no",
-}
-PROBLEMS = {
-    "problem": "not there",
-    "unreadable": "not a slide",
-    "kills_open": "opening it killed the reader twice",
-    "hangs_open": "opening it killed the reader twice",
-    "refuses_mask": "no tissue can be found",
-    "kills_mask": "masking it killed the tissue twice",
-}
-
-
-def check_result(slide: Slide, state: str, problem: str, journal: Journal | None) -> None:
-    """A slide's result is that of an undisturbed run."""
-    if slide.kind in PROBLEMS:
-        assert state == "failed" and PROBLEMS[slide.kind] in problem, f"{slide.id}: {state} {problem}"
-        return
-    assert journal is not None, f"{slide.id} failed: {problem}"
-    assert len(journal.states) == slide.patches
-    for patch, got in enumerate(journal.states.tolist()):
-        reason = journal.reasons.get(patch, "")
-        fate = slide.fates.get(patch)
-        assert got in (INFERRED, FAILED), f"{slide.id}: patch {patch} is not settled"
-        if slide.kind == "lost" and got == FAILED and reason == "lost":
-            continue
-        assert (got == FAILED) == (fate is not None), f"{slide.id}: patch {patch} ({fate}) is {got}: {reason}"
-        if fate is None:
-            assert np.array_equal(journal.probabilities[patch], np.float32(probability(slide.number, patch)))
-        else:
-            assert REASONS[fate] in reason, f"{slide.id}: patch {patch} ({fate}) failed for another reason: {reason}"

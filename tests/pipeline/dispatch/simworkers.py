@@ -97,6 +97,10 @@ def probability(slide: int, patch: int) -> list[float]:
     return [value, 1.0 - value]
 
 
+def slot_of(lease: Any) -> int | None:
+    return lease.slot if isinstance(lease, (Fill, Run)) else None
+
+
 class Process:
     """One generation of one worker. `act` does one thing, if there is one to do, and says whether it did."""
 

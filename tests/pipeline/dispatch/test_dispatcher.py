@@ -1,0 +1,416 @@
+"""The dispatcher's rules one by one; test_simulation.py has them all at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.dispatch.board import DispatchSettings
+from pipeline.dispatch.dispatcher import Dispatcher
+from pipeline.wire import (
+    Ask,
+    Beat,
+    Begin,
+    Begun,
+    Condemn,
+    Consumed,
+    Dead,
+    Drain,
+    Fill,
+    Filled,
+    Forget,
+    Hello,
+    Inferred,
+    Journaled,
+    Known,
+    Living,
+    Message,
+    Open,
+    Planned,
+    Record,
+    Refused,
+    Run,
+    SlideDone,
+    Submit,
+    Welcome,
+    Who,
+    Write,
+    Written,
+)
+from slides.geometry import Geometry
+from slides.plan import Plan
+
+KINDS = ("reader", "tissue", "inference", "aggregator", "writer")
+PATIENCE = 10.0
+
+
+class Desk:
+    """A dispatcher and the letters that it has written, by name of the worker."""
+
+    def __init__(self, living: list | None = None, boot: int = 1, **changes: object):
+        values = {
+            "run": "run",
+            "folder": "/nowhere",
+            "batch": 4,
+            "slots": 4,
+            "overview_slots": 2,
+            "reserved": 0,
+            "delay_urgent_ms": 5.0,
+            "delay_routine_ms": 200.0,
+            "delay_hungry_ms": 7.0,
+            "floor": 0.0,
+            "ahead": 4,
+            "window": 9,
+            "classes": 1,
+            "patience": dict.fromkeys(KINDS, PATIENCE),
+        }
+        self.now = 0.0
+        self.mind = Dispatcher(DispatchSettings(**{**values, **changes}), boot)
+        self.letters: dict[str, list[Message]] = {}
+        if living is not None:
+            self.supervisor(Living("run", living))
+
+    def _post(self) -> None:
+        for (name, _), message in self.mind.letters():
+            self.letters.setdefault(name, []).append(message)
+
+    def supervisor(self, message: Message) -> None:
+        self.mind.from_supervisor(message, self.now)
+        self._post()
+
+    def say(self, name: str, message: Message, generation: int = 1) -> None:
+        self.mind.from_worker(name, generation, message, self.now)
+        self._post()
+
+    def hello(self, name: str, credit: int = 2, generation: int = 1, run: str = "run", kind: str = "") -> None:
+        self.say(name, Hello(0, kind or name.split("-")[0], run, 1, credit, {}), generation)
+
+    def tick(self, seconds: float) -> None:
+        self.now += seconds
+        self.mind.tick(self.now)
+        self._post()
+
+    def sent(self, name: str, kind: type[Message]) -> list:
+        """Messages of a kind to a worker since the last look."""
+        letters = self.letters.get(name, [])
+        found = [message for message in letters if type(message) is kind]
+        self.letters[name] = [message for message in letters if type(message) is not kind]
+        return found
+
+    def planned(self, number: int, patches: int, urgent: bool = False) -> None:
+        """A slide whose journal is there already; needs an aggregator."""
+        grid = Geometry(4, 0.5, 0, 1.0, (4, 4), "none", 4, 4, 4, 4, patches, 1)
+        plan = Plan(np.arange(patches, dtype=np.int32), np.zeros(patches, np.int32), np.ones(patches, np.float32))
+        header = {"plan": plan.to_bytes(), "geometry": grid.to_dict(), "info": {}}
+        self.supervisor(Submit(number, f"s{number}", f"/s{number}", {}, urgent, False, ""))
+        self.say("aggregator-0", Known(number, header, bytes(patches)))
+
+    def fill(self, name: str) -> Fill:
+        (lease,) = self.sent(name, Fill)
+        return lease
+
+    def filled(self, name: str, lease: Fill, rows: int | None = None) -> None:
+        whole = sum(len(segment[3]) // 8 for segment in lease.segments)
+        self.say(name, Filled(lease.lease, whole if rows is None else rows, [], []))
+
+    def inferred(self, name: str, lease: Run) -> None:
+        self.say(name, Inferred(lease.lease, np.full((lease.count, 1), 0.5, np.float32).tobytes(), []))
+
+
+def desk(*names: str, credit: int = 2, **changes: object) -> Desk:
+    """A dispatcher with these workers and an aggregator."""
+    made = Desk([], **changes)
+    made.hello("aggregator-0", 0)
+    for name in names:
+        made.hello(name, credit)
+    return made
+
+
+def patches(lease: Fill) -> list[tuple[int, int]]:
+    return [(s[0], x // 4) for s in lease.segments for x in np.frombuffer(s[3], "<i4").reshape(-1, 2)[:, 0].tolist()]
+
+
+# ---------------------------------------------------------------- who works
+
+
+def test_nothing_is_granted_before_the_supervisor_has_spoken() -> None:
+    """Until then, any number of workers may be alive."""
+    made = Desk()
+    made.hello("aggregator-0", 0)
+    made.hello("reader-0")
+    made.planned(1, 4)
+    assert made.sent("reader-0", Fill) == []
+    made.supervisor(Living("run", [["reader-0", 1], ["aggregator-0", 1]]))
+    assert len(made.sent("reader-0", Fill)) == 1
+
+
+@pytest.mark.parametrize("end", ["hello", "dead", "next generation"])
+def test_nothing_is_granted_while_a_living_worker_is_silent(end: str) -> None:
+    """It may still be writing into a slot for the last batcher."""
+    made = Desk([["reader-0", 1], ["reader-1", 1]])
+    made.hello("aggregator-0", 0)
+    made.hello("reader-0")
+    made.planned(1, 4)
+    assert made.sent("reader-0", Fill) == []
+    made.say("reader-1", Beat())
+    assert made.sent("reader-1", Who) == [Who(1)]
+    if end == "hello":
+        made.hello("reader-1")
+    elif end == "dead":
+        made.supervisor(Dead("reader-1", 1, "killed", False))
+    else:
+        made.hello("reader-1", generation=2)
+        assert made.sent("reader-0", Fill) == []
+        made.supervisor(Dead("reader-1", 1, "killed", False))
+    assert len(made.sent("reader-0", Fill) + made.sent("reader-1", Fill)) == 1
+
+
+def test_a_worker_that_does_not_answer_a_new_batcher_is_condemned() -> None:
+    """Once in a while, not at every tick; and its Hello no longer counts."""
+    made = Desk([["reader-0", 1]])
+    for _ in range(15):
+        made.tick(1.0)
+    assert [c.name for c in made.sent("supervisor", Condemn)] == ["reader-0"]
+    made.hello("reader-0")
+    assert made.sent("reader-0", Welcome) == []
+
+
+def test_a_hello_after_word_of_the_death_is_too_late() -> None:
+    """Messages of the dead may arrive after word of their death: no lease goes to a ghost."""
+    made = desk()
+    made.supervisor(Dead("reader-0", 1, "killed", False))
+    made.hello("reader-0")
+    made.planned(1, 4)
+    assert made.sent("reader-0", Fill) == [] and made.sent("reader-0", Welcome) == []
+    made.hello("reader-0", generation=2)
+    assert len(made.sent("reader-0", Fill)) == 1
+
+
+def test_strangers_are_not_let_in() -> None:
+    """Another run's worker, or one of an unknown kind, gets no Welcome."""
+    made = desk()
+    made.hello("reader-0", run="another")
+    made.hello("oracle-0")
+    assert made.sent("reader-0", Welcome) == made.sent("oracle-0", Welcome) == []
+    made.tick(1.0)
+
+
+def test_a_silent_worker_is_condemned_and_keeps_its_slot_until_it_is_dead() -> None:
+    """A hanging process may still write: only word of its death sets the slot free."""
+    made = desk("reader-0", credit=1, slots=1)
+    made.planned(1, 4)
+    lease = made.fill("reader-0")
+    made.tick(PATIENCE - 1)
+    made.hello("reader-1")
+    made.tick(2.0)
+    assert [c.name for c in made.sent("supervisor", Condemn) if c.name == "reader-0"] == ["reader-0"]
+    assert made.sent("reader-1", Fill) == []
+    made.supervisor(Dead("reader-0", 1, "killed", False))
+    assert patches(made.fill("reader-1")) == patches(lease)
+
+
+# ---------------------------------------------------------------- what comes first
+
+
+def test_urgent_work_takes_the_reserved_slot_when_routine_has_no_room() -> None:
+    """Routine's turn does not hold up urgent work while all slots that routine may use are taken."""
+    made = desk("reader-0", credit=9, slots=3, reserved=1, floor=0.5)
+    made.planned(1, 40)
+    assert len(made.sent("reader-0", Fill)) == 2
+    made.planned(2, 40, urgent=True)
+    assert patches(made.fill("reader-0")) == [(2, p) for p in range(4)]
+
+
+def test_an_urgent_slide_is_next_at_once() -> None:
+    """The next slot that comes free is an urgent slide's, and runs before all that were ready."""
+    made = desk("reader-0", slots=4)
+    made.planned(1, 100)
+    first, second = made.sent("reader-0", Fill)
+    made.planned(2, 4, urgent=True)
+    made.filled("reader-0", first)
+    urgent = made.fill("reader-0")
+    assert patches(urgent)[0][0] == 2 and urgent.max_delay_ms == 5.0
+    made.filled("reader-0", second)
+    made.filled("reader-0", urgent)
+    made.hello("inference-0", 1)
+    assert [run.slot for run in made.sent("inference-0", Run)] == [urgent.slot]
+
+
+def test_urgent_work_does_not_wait_for_routine_suspects() -> None:
+    """A routine batch that killed a reader is tried when routine's turn comes."""
+    made = desk("reader-0", credit=1)
+    made.planned(1, 4)
+    assert patches(made.fill("reader-0"))[0][0] == 1
+    made.supervisor(Dead("reader-0", 1, "SIGSEGV", True))
+    made.planned(2, 4, urgent=True)
+    made.hello("reader-0", 1, generation=2)
+    assert patches(made.fill("reader-0"))[0][0] == 2
+
+
+def test_a_slot_that_was_closed_early_returns_its_rest() -> None:
+    """What was not read is read next."""
+    made = desk("reader-0", credit=1, batch=4)
+    made.planned(1, 6)
+    made.filled("reader-0", made.fill("reader-0"), 1)
+    assert patches(made.fill("reader-0")) == [(1, 1), (1, 2), (1, 3), (1, 4)]
+
+
+# ---------------------------------------------------------------- suspects
+
+
+def test_suspects_are_read_and_inferred_alone() -> None:
+    """Nothing else is granted to a worker that tries a batch, and it must be idle at first."""
+    made = desk("reader-0", credit=3)
+    made.planned(1, 100)
+    leases = made.sent("reader-0", Fill)
+    assert len(leases) == 3
+    made.supervisor(Dead("reader-0", 1, "SIGSEGV", True))
+    made.hello("reader-0", 3, generation=2)
+    made.hello("inference-0", 3)
+    for lease in leases[::-1]:
+        made.say("reader-0", Beat(), 2)
+        trial = made.fill("reader-0")
+        assert patches(trial) == patches(lease) and trial.max_delay_ms == float("inf")
+        made.say("reader-0", Filled(trial.lease, 4, [], []), 2)
+    runs = made.sent("inference-0", Run)
+    assert [run.count for run in runs] == [4]
+    made.inferred("inference-0", runs[0])
+    assert len(made.sent("inference-0", Run)) == 1
+
+
+def test_a_kill_from_outside_costs_no_reading() -> None:
+    """The pixels are still in the slot: the batch runs again, and the reader is not troubled."""
+    made = desk("reader-0", "inference-0", credit=1)
+    made.planned(1, 4)
+    made.filled("reader-0", made.fill("reader-0"))
+    (run,) = made.sent("inference-0", Run)
+    made.supervisor(Dead("inference-0", 1, "SIGKILL", False))
+    made.hello("inference-0", 1, generation=2)
+    (again,) = made.sent("inference-0", Run)
+    assert again.slot == run.slot and made.sent("reader-0", Fill) == []
+
+
+def test_a_consumed_batch_is_read_again() -> None:
+    """Its slot was given away: after the death of its worker its patches are pending once more."""
+    made = desk("reader-0", "inference-0", credit=1)
+    made.planned(1, 4)
+    made.filled("reader-0", made.fill("reader-0"))
+    (run,) = made.sent("inference-0", Run)
+    made.say("inference-0", Consumed(run.lease))
+    assert made.mind.report().status["slots"]["free"] == 4
+    made.supervisor(Dead("inference-0", 1, "SIGKILL", False))
+    assert patches(made.fill("reader-0")) == [(1, p) for p in range(4)]
+
+
+def test_a_refused_batch_is_bisected() -> None:
+    """An engine that says no is no death, but the guilty patch is found in the same way."""
+    made = desk("reader-0", "inference-0", credit=1)
+    made.planned(1, 4)
+    for _ in range(20):
+        for lease in made.sent("reader-0", Fill):
+            made.filled("reader-0", lease)
+            (run,) = made.sent("inference-0", Run)
+            if (1, 2) in patches(lease):
+                made.say("inference-0", Refused(run.lease, "no"))
+            else:
+                made.inferred("inference-0", run)
+    records = made.sent("aggregator-0", Record)
+    inferred = [p for record in records for p in np.frombuffer(record.patches, "<i4").tolist()]
+    failed = [failure for record in records for failure in record.failures]
+    assert sorted(inferred) == [0, 1, 3] and [patch for patch, _ in failed] == [2]
+    assert "stopped the inference twice (no)" in failed[0][1]
+
+
+def test_a_slide_that_killed_its_reader_gets_an_idle_one_although_there_is_much_to_read() -> None:
+    """Readers are kept from other work until one is free to try it alone."""
+    made = desk("reader-0", "reader-1")
+    made.supervisor(Submit(1, "s1", "/s1", {}, False, False, ""))
+    made.say("aggregator-0", Known(1, None, b""))
+    assert len(made.sent("reader-0", Open)) == 1
+    made.planned(2, 1000)
+    first, second = made.sent("reader-1", Fill)
+    made.supervisor(Dead("reader-0", 1, "SIGSEGV", True))
+    assert made.sent("reader-1", Open) == []
+    made.filled("reader-1", first)
+    assert made.sent("reader-1", Fill) == made.sent("reader-1", Open) == []
+    made.filled("reader-1", second)
+    (lease,) = made.sent("reader-1", Open)
+    assert made.sent("reader-1", Fill) == []
+    made.say("reader-1", Refused(lease.lease, "not a slide"))
+    assert len(made.sent("reader-1", Fill)) >= 1
+
+
+def test_a_given_up_slide_outlives_the_death_of_a_writer() -> None:
+    """The deaths of readers that it has caused do not count against writing that it failed."""
+    made = desk("writer-0", credit=1)
+    made.supervisor(Submit(1, "s1", "/s1", {}, False, False, ""))
+    made.say("aggregator-0", Known(1, None, b""))
+    for generation in (1, 2, 3):
+        made.hello("reader-0", generation=generation)
+        assert len(made.sent("reader-0", Open)) == 1
+        made.supervisor(Dead("reader-0", generation, "SIGSEGV", True))
+    for generation in (1, 2):
+        (write,) = made.sent("writer-0", Write)
+        assert write.problem == "opening it killed the reader twice (SIGSEGV)"
+        made.supervisor(Dead("writer-0", generation, "SIGSEGV", True))
+        assert made.sent("supervisor", SlideDone) == []
+        made.hello("writer-0", 1, generation=generation + 1)
+    (write,) = made.sent("writer-0", Write)
+    made.say("writer-0", Written(write.lease, "failed", "", 0, 0, 0), 3)
+    assert [done.state for done in made.sent("supervisor", SlideDone)] == ["failed"]
+
+
+# ---------------------------------------------------------------- the aggregator and the end
+
+
+def test_a_new_aggregator_is_asked_again_and_told_all() -> None:
+    """Slides that waited for its answer ask anew; records under way are repeated after the slide's Begun."""
+    made = desk("reader-0", "inference-0", credit=1)
+    made.planned(1, 4)
+    made.supervisor(Submit(2, "s2", "/s2", {}, False, False, ""))
+    made.filled("reader-0", made.fill("reader-0"))
+    made.inferred("inference-0", made.sent("inference-0", Run)[0])
+    assert len(made.sent("aggregator-0", Record)) == 1
+    made.sent("aggregator-0", Ask)
+    made.supervisor(Dead("aggregator-0", 1, "killed", False))
+    made.hello("aggregator-0", 0, generation=2)
+    assert [ask.slide for ask in made.sent("aggregator-0", Ask)] == [2]
+    assert [begin.slide for begin in made.sent("aggregator-0", Begin)] == [1]
+    assert made.sent("aggregator-0", Record) == []
+    made.say("aggregator-0", Begun(1), 2)
+    assert len(made.sent("aggregator-0", Record)) == 1
+
+
+def test_drained_means_on_disk() -> None:
+    """Nothing new is read; what was read is inferred and acknowledged before the run may end."""
+    made = desk("reader-0", "inference-0", credit=1)
+    made.planned(1, 8)
+    lease = made.fill("reader-0")
+    made.supervisor(Drain())
+    assert not made.mind.drained
+    made.filled("reader-0", lease)
+    assert made.sent("reader-0", Fill) == [] and not made.mind.drained
+    made.inferred("inference-0", made.sent("inference-0", Run)[0])
+    (record,) = made.sent("aggregator-0", Record)
+    assert not made.mind.drained
+    made.say("aggregator-0", Journaled([record.record]))
+    assert made.mind.drained and made.mind.report().status["drained"]
+
+
+def test_a_complete_slide_is_forgotten_and_a_failed_one_kept() -> None:
+    """The journal of a slide with failures stays for a retry."""
+    made = desk("writer-0", credit=1)
+    for number, state in ((1, "complete"), (2, "failed")):
+        made.planned(number, 0)
+        (write,) = made.sent("writer-0", Write)
+        made.say("writer-0", Written(write.lease, state, "", 0, 0, 0))
+        assert [(f.slide, f.keep) for f in made.sent("aggregator-0", Forget)] == [(number, state != "complete")]
+
+
+def test_nonsense_condemns_only_workers_of_ours() -> None:
+    """A worker that sends what is not its to send is condemned; a stranger is told to introduce itself."""
+    made = desk("reader-0")
+    made.say("reader-0", Drain())
+    made.say("reader-1", Planned(1, b"", {}))
+    assert [c.name for c in made.sent("supervisor", Condemn)] == ["reader-0"]
+    assert made.sent("reader-1", Who) == [Who(1)]
