@@ -9,9 +9,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from slides.errors import SlideError
 from slides.geometry import Geometry, SlideInfo
 
-KINDS = ("auto", "openslide")
+KINDS = ("auto", "openslide", "direct")
 
 # Parts of an overview that cannot be read get this colour, which every tissue mask takes for tissue: their patches are
 # then tried one by one and listed with a reason, where white would drop them silently.
@@ -26,6 +27,9 @@ class Source(Protocol):
     """An open slide. Not for sharing between threads."""
 
     info: SlideInfo
+
+    notice: str
+    """Why the slide is not read directly, where that was to be tried; else empty."""
 
     def overview(self, max_px: int, beat: Callable[[], None] = no_beat) -> npt.NDArray[np.uint8]:
         """The whole slide, uint8 (h, w, 3), longest side `max_px` or the slide's own if that is less.
@@ -59,10 +63,35 @@ def open_source(
 ) -> Source:
     """Open a slide; `mpp` overrides the slide's own µm per level-0 pixel.
 
+    "openslide" reads by OpenSlide; "direct" decodes the tiles itself, or refuses the slide; "auto" is direct where that
+    gives the same pixels, and else OpenSlide, with the reason in `notice`.
+
     SlideError where it cannot be opened, or has no usable mpp. ValueError for an unknown `kind`.
     """
     if kind not in KINDS:
         raise ValueError(f"source must be one of {', '.join(KINDS)}, not {kind!r}")
     from slides.openslide_source import OpenSlideSource
 
-    return OpenSlideSource(path, mpp, cache_bytes)
+    source = OpenSlideSource(path, mpp, cache_bytes)
+    source.notice = ""
+    if kind == "openslide":
+        return source
+    try:
+        from slides.direct_source import DirectSource
+        from slides.tile_file import Unsuitable
+    except ImportError as error:  # a broken or missing decoder must not cost a slide
+        reason = f"the JPEG decoder is missing: {error}"
+    else:
+        try:
+            return DirectSource(source, cache_bytes)
+        except Unsuitable as error:
+            reason = str(error)
+        except BaseException:
+            source.close()
+            raise
+    if kind == "direct":
+        source.close()
+        remedy = "set slides.source to auto, or to openslide"
+        raise SlideError(path, f"cannot be read tile by tile: {reason}", remedy)
+    source.notice = f"read by OpenSlide: {reason}"
+    return source

@@ -1,0 +1,198 @@
+"""The stored tiles of a slide's levels: which directory holds which level, and the bytes of a tile."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from slides.errors import SlideError, one_line
+from slides.geometry import SlideInfo
+from slides.jpeg_tiles import GRAY, RGB, YCBCR, JpegTiles, TileError
+from slides.tiff_index import Directory, TiffError, largest_tile, read_index
+
+# The formats of OpenSlide that are plain pyramids of tiles: no overlaps, no places of their own.
+FORMATS = ("aperio", "generic-tiff")
+
+_JPEG = 7
+# 48 MB decoded; scanners write 240 to 1024 pixels a side.
+_MAX_TILE_PIXELS = 1 << 24
+# Tiles that lie together are read together, over gaps of at most so many bytes; so many bytes are held in all.
+_GAP_BYTES = 4096
+_AHEAD_BYTES = 4 << 20
+
+
+class Unsuitable(Exception):
+    """This slide is not for the direct source; one line, why."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TileLevel:
+    """A level of the slide, the directory that holds it, and the decoder of its tiles.
+
+    `by_openslide`: only OpenSlide knows what this level looks like, as tiles are missing. Else those are background.
+    """
+
+    number: int
+    directory: Directory
+    jpeg: JpegTiles
+    by_openslide: bool
+
+    def name(self, index: int) -> str:
+        """What to call a tile in a message."""
+        row, column = divmod(index, self.directory.columns)
+        return f"tile ({column}, {row}) of level {self.number}"
+
+    def box(self, index: int) -> tuple[int, int]:
+        """Width and height of the part of a tile that lies on the slide."""
+        row, column = divmod(index, self.directory.columns)
+        d = self.directory
+        return min(d.tile_width, d.width - column * d.tile_width), min(d.tile_height, d.height - row * d.tile_height)
+
+
+class TileFile:
+    """An open slide file. OSError or Unsuitable where it cannot be opened or is not for this way of reading."""
+
+    def __init__(self, info: SlideInfo) -> None:
+        if info.format not in FORMATS:
+            raise Unsuitable(f"{info.format} is a format for OpenSlide alone")
+        self.reads = 0
+        self._path = info.path
+        self._ahead: dict[tuple[int, int], bytes] = {}
+        self._fd = os.open(info.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            status = os.fstat(self._fd)
+            self._size = status.st_size
+            self._identity = status.st_dev, status.st_ino
+            self.levels = _levels(info, read_index(self._fd))
+        except TiffError as error:
+            self.close()
+            raise Unsuitable(f"as a TIFF, it {error}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """May be called again."""
+        self._ahead.clear()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    @property
+    def closed(self) -> bool:
+        return self._fd < 0
+
+    def stream(self, level: TileLevel, index: int) -> bytes | None:
+        """The stored bytes of a tile, None where the file has none. TileError where they cannot be had; SlideError
+        where the file itself has gone."""
+        data = self._ahead.pop((level.number, index), None)
+        if data is not None:
+            return data
+        offset, count = self._span(level, index)
+        if not count:
+            return None
+        try:
+            data = self._read(offset, count)
+        except OSError as error:
+            self._check_alive(error)
+            raise TileError(f"{level.name(index)} cannot be read: {error.strerror or error}") from error
+        if len(data) < count:
+            raise TileError(f"{level.name(index)} is cut short: {len(data)} of {count} bytes")
+        return data
+
+    def read_ahead(self, level: TileLevel, indices: Iterable[int]) -> None:
+        """Read tiles that are about to be asked for, neighbours in the file in one go, within a bound of memory."""
+        self._ahead.clear()
+        spans: list[tuple[int, int, int]] = []
+        total = 0
+        for index in indices:
+            try:
+                offset, count = self._span(level, index)
+            except TileError:
+                continue  # who asks for it will be told
+            total += count
+            if total > _AHEAD_BYTES:
+                break
+            if count:
+                spans.append((offset, count, index))
+        spans.sort()
+        while spans:
+            group, end = [spans[0]], spans[0][0] + spans[0][1]
+            for span in spans[1:]:
+                if span[0] - end > _GAP_BYTES:
+                    break
+                group.append(span)
+                end = max(end, span[0] + span[1])
+            spans = spans[len(group) :]
+            begin = group[0][0]
+            try:
+                data = self._read(begin, end - begin)
+            except OSError:
+                return  # each tile is tried by itself when it is wanted
+            for offset, count, index in group:
+                if offset + count - begin <= len(data):
+                    self._ahead[level.number, index] = data[offset - begin : offset - begin + count]
+
+    def _span(self, level: TileLevel, index: int) -> tuple[int, int]:
+        offset, count = int(level.directory.offsets[index]), int(level.directory.counts[index])
+        if count > largest_tile(level.directory):
+            raise TileError(f"{level.name(index)} is damaged: the index says that it has {count} bytes")
+        if count and (offset > self._size or count > self._size - offset):
+            raise TileError(f"{level.name(index)} lies past the end of the file, at bytes {offset} to {offset + count}")
+        return offset, count
+
+    def _read(self, offset: int, count: int) -> bytes:
+        self.reads += 1
+        data = os.pread(self._fd, count, offset)
+        while 0 < len(data) < count and (more := os.pread(self._fd, count - len(data), offset + len(data))):
+            data += more
+        return data
+
+    def _check_alive(self, error: OSError) -> None:
+        try:
+            status = os.stat(self._path)
+        except OSError as again:
+            raise SlideError(
+                self._path,
+                f"has gone ({again.strerror}) after a read failed ({error.strerror})",
+                "check that the file and its disk are still there",
+            ) from again
+        if (status.st_dev, status.st_ino) != self._identity:
+            raise SlideError(self._path, "was replaced by another file while it was read", "run again")
+
+
+def _levels(info: SlideInfo, directories: tuple[Directory, ...]) -> tuple[TileLevel, ...]:
+    levels = []
+    lacking = False
+    for number, size in enumerate(info.level_sizes):
+        found = [d for d in directories if d.tiled and (d.width, d.height) == size]
+        if not found:
+            raise Unsuitable(f"level {number} is not stored as tiles")
+        directory = found[0]
+        if problem := _problem(directory):
+            raise Unsuitable(f"level {number} {problem}")
+        try:
+            jpeg = JpegTiles(directory.tile_width, directory.tile_height, directory.photometric, directory.tables)
+        except TileError as error:
+            raise Unsuitable(f"level {number}: {one_line(str(error))}") from error
+        # Below the first level, OpenSlide paints what an Aperio slide lacks, there or above, from the levels above.
+        lacking = lacking or not directory.counts.all()
+        levels.append(TileLevel(number, directory, jpeg, info.format == "aperio" and number > 0 and lacking))
+    return tuple(levels)
+
+
+def _problem(directory: Directory) -> str:
+    """Why tiles of a directory are not for us, or nothing."""
+    samples = 1 if directory.photometric == GRAY else 3
+    if directory.compression != _JPEG:
+        return f"is compressed by method {directory.compression}, not JPEG"
+    if directory.photometric not in (GRAY, RGB, YCBCR):
+        return f"has colours of kind {directory.photometric}"
+    if directory.samples != samples or set(directory.bits) != {8} or (samples > 1 and directory.planar != 1):
+        return f"has {directory.samples} samples of {directory.bits} bits, planar {directory.planar}"
+    if directory.orientation != 1:
+        return f"is turned (orientation {directory.orientation})"
+    if directory.tile_width * directory.tile_height > _MAX_TILE_PIXELS:
+        return f"has tiles of {directory.tile_width} x {directory.tile_height} pixels"
+    return ""

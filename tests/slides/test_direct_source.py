@@ -1,0 +1,437 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from slides.direct_source import DirectSource
+from slides.errors import SlideError
+from slides.geometry import Geometry, geometry, resample
+from slides.openslide_source import OpenSlideSource
+from slides.source import UNREADABLE, open_source
+from tests.slides.jpeg_tiffs import (
+    APERIO,
+    Flavour,
+    encode,
+    tissue,
+    write_jpeg_tiff,
+)
+from tests.slides.tiffs import halved, picture, write_tiff
+
+WIDTH, HEIGHT = 700, 600
+
+FLAVOURS = {
+    "444": Flavour("444"),
+    "422": Flavour("422"),
+    "420": Flavour("420"),
+    "440": Flavour("440"),
+    "411": Flavour("411"),
+    "gray": Flavour("gray"),
+    "RGB, Adobe marker": Flavour("444", "RGB"),
+    "RGB, no marker": Flavour("444", "RGB", markers=False),
+    "RGB called YCbCr": Flavour("444", "RGB", photometric=6),
+    "YCbCr called RGB, JFIF marker": Flavour("420", photometric=2),
+    "tables": Flavour(tables=True),
+    "RGB, tables": Flavour("444", "RGB", tables=True, markers=False),
+    "progressive": Flavour(progressive=True),
+    "restart markers": Flavour("422", restart=4),
+    "BigTIFF": Flavour(big=True),
+    "BigTIFF, big-endian": Flavour(big=True, order=">"),
+    "tiles not square": Flavour(tile=(128, 304)),
+    "tiles of 240": Flavour("444", tile=(240, 240)),
+    "lowest quality": Flavour(quality=5),
+}
+
+
+@pytest.fixture(scope="session")
+def image() -> np.ndarray:
+    return tissue(WIDTH, HEIGHT)
+
+
+@pytest.fixture
+def slide(tmp_path: Path, image: np.ndarray) -> Path:
+    """Two levels of 3 x 3 and 2 x 2 tiles."""
+    return write_jpeg_tiff(tmp_path / "slide.tif", [image, halved(image)])
+
+
+def direct(path: Path, cache_bytes: int = 64 << 20) -> DirectSource:
+    source = open_source(path, None, "direct", cache_bytes)
+    assert isinstance(source, DirectSource)
+    return source
+
+
+def everywhere(grid: Geometry) -> np.ndarray:
+    rows, columns = np.divmod(np.arange(grid.columns * grid.rows), grid.columns)
+    return grid.xy(columns, rows)
+
+
+def read(source, grid: Geometry, xy: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+    out = np.full((len(xy), grid.patch_px, grid.patch_px, 3), 7, np.uint8)
+    return out, source.read(grid, xy, out)
+
+
+def difference(path: Path, patch_px: int, spacing: float, overlap: float = 0.0, extra: np.ndarray | None = None):
+    """Absolute differences between the two sources, float (n, P, P, 3), over the grid and other places."""
+    ours, theirs = direct(path), OpenSlideSource(path)
+    grid = geometry(ours.info, patch_px, spacing, overlap)
+    assert ours.info == theirs.info
+    xy = everywhere(grid) if extra is None else np.concatenate([everywhere(grid), extra])
+    a, failed = read(ours, grid, xy)
+    b, failed_too = read(theirs, grid, xy)
+    assert failed == failed_too == {}
+    return np.abs(a.astype(np.int16) - b)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS.values(), ids=FLAVOURS.keys())
+@pytest.mark.parametrize("description", ["", APERIO], ids=["generic", "aperio"])
+def test_the_pixels_are_those_of_openslide(tmp_path: Path, image: np.ndarray, flavour: Flavour, description: str) -> None:
+    """Every way of storing a tile, aligned and unaligned patches, edges and overlaps: no difference at all."""
+    path = write_jpeg_tiff(tmp_path / "a.tif", [image, halved(image)], flavour, description)
+    odd = np.array([[1, 1], [333, 257], [WIDTH - 10, HEIGHT - 1], [0, 300], [500, 3]])
+    assert difference(path, 96, 0.5, 0.3, odd).max() == 0
+    assert difference(path, 64, 1.0, 0.0, 2 * odd // 2 * 2).max() == 0
+
+
+@pytest.mark.parametrize("size", [256, 128, 512])
+def test_patches_of_a_tile_or_of_several(slide: Path, size: int) -> None:
+    """A patch that is exactly a tile is decoded in place, and is the same."""
+    assert difference(slide, size, 0.5).max() == 0
+
+
+def test_real_slide(data_dir: Path) -> None:
+    """An Aperio slide with abbreviated streams of RGB: no difference."""
+    path = data_dir / "slides" / "CMU-1-Small-Region.svs"
+    assert difference(path, 224, 0.499).max() == 0
+    assert difference(path, 240, 0.499).max() == 0
+
+
+@pytest.mark.parametrize("spacing", [1.0, 0.998])
+def test_real_slide_shrunk(data_dir: Path, spacing: float) -> None:
+    """Patches that are averaged over 2 x 2 pixels are within half a grey level of the reference on average."""
+    path = data_dir / "slides" / "CMU-1-Small-Region.svs"
+    apart = difference(path, 224, spacing)
+    assert apart.mean((1, 2, 3)).max() < 0.5 and apart.max() <= 24
+
+
+@pytest.mark.parametrize("chroma", ["444", "422", "420", "440", "gray"])
+@pytest.mark.parametrize("factor", [2, 4, 8, 3])
+def test_shrunk_by_a_whole_factor(tmp_path: Path, chroma: str, factor: int) -> None:
+    """Within a grey level of the reference on average, at edges too."""
+    path = write_jpeg_tiff(tmp_path / "a.tif", [tissue(1100, 900)], Flavour(chroma, tile=(240, 240)))
+    apart = difference(path, 60, 0.5 * factor)
+    assert apart.mean((1, 2, 3)).max() < 1.3 and apart.max() < 30
+
+
+def test_the_decoder_shrinks_only_where_that_is_close(tmp_path: Path) -> None:
+    """A slide whose colours change from pixel to pixel is averaged instead, at the decoder's cost: tried on the slide."""
+    loud = write_jpeg_tiff(tmp_path / "loud.tif", [tissue(900, 700, chroma=60)])
+    apart = difference(loud, 64, 1.0)
+    assert apart.max() == 0
+    calm = write_jpeg_tiff(tmp_path / "calm.tif", [tissue(900, 700)])
+    assert 0 < difference(calm, 64, 1.0).mean() < 1
+
+
+@pytest.mark.parametrize("factor", [1.05, 1.3, 1.5, 1.77, 2.0045, 2.3, 2.75, 3.3])
+def test_shrunk_by_another_factor(tmp_path: Path, factor: float) -> None:
+    """Within a grey level of the reference on average."""
+    path = write_jpeg_tiff(tmp_path / "a.tif", [tissue(1100, 900)])
+    apart = difference(path, 224, 0.5 * factor)
+    assert apart.mean((1, 2, 3)).max() < 1 and apart.max() < 24
+
+
+def test_enlarged(slide: Path) -> None:
+    """By the common function: the same."""
+    assert difference(slide, 128, 0.3).max() == 0
+
+
+def test_a_level_of_odd_size(tmp_path: Path) -> None:
+    """Where the downsample is no whole number OpenSlide interpolates; the stored pixels come here, within the tolerance."""
+    image, small = tissue(2001, 1601, 5), tissue(500, 400, 6)
+    path = write_jpeg_tiff(tmp_path / "a.tif", [image, small], Flavour(quality=95))
+    apart = difference(path, 100, 2.0)
+    assert 0 < apart.mean((1, 2, 3)).max() < 2 and apart.mean() < 1
+    source = direct(path)
+    grid = geometry(source.info, 100, 2.0)
+    assert grid.level == 1 and grid.resampling == "none"
+    whole = np.empty((1, 256, 256, 3), np.uint8)
+    source.read(Geometry(256, 2.0, 1, grid.level_downsample, (256, 256), "none", 1, 1, 1, 1, 1, 1), grid.xy([0], [0]), whole)
+    out, _ = read(source, grid, grid.xy([1], [1]))
+    assert np.array_equal(out[0], whole[0, 100:200, 100:200])
+
+
+@pytest.mark.parametrize("description", ["", APERIO], ids=["generic", "aperio"])
+@pytest.mark.parametrize("level", [0, 1])
+def test_missing_tiles(tmp_path: Path, image: np.ndarray, description: str, level: int) -> None:
+    """A tile of no bytes shows what OpenSlide shows: background, or (Aperio) the level above."""
+
+    def without(number: int, tiles: list[bytes]) -> list[bytes]:
+        return [b"" if number == level and i == 1 else tile for i, tile in enumerate(tiles)]
+
+    path = write_jpeg_tiff(tmp_path / "a.tif", [image, halved(image)], description=description, change=without)
+    for spacing in (0.5, 1.0):
+        assert difference(path, 96, spacing).max() == 0
+    assert bool(direct(path).notice) == bool(description)
+    assert np.array_equal(direct(path).overview(300), OpenSlideSource(path).overview(300))
+    assert np.array_equal(direct(path).overview(700), OpenSlideSource(path).overview(700))
+
+
+def damage(tile: int, change: Callable[[bytes], bytes]) -> Callable[[int, list[bytes]], list[bytes]]:
+    def apply(number: int, tiles: list[bytes]) -> list[bytes]:
+        return [change(stream) if number == 0 and i == tile else stream for i, stream in enumerate(tiles)]
+
+    return apply
+
+
+DAMAGE = {
+    "zeros": lambda stream: bytes(len(stream)),
+    "half": lambda stream: stream[: len(stream) // 2],
+    "no end": lambda stream: stream[:-2],
+    "flipped bits": lambda stream: stream[:3000] + bytes(b ^ 0x55 for b in stream[3000:3400]) + stream[3400:],
+    "another size": lambda stream: encode(np.zeros((128, 256, 3), np.uint8), Flavour()),
+    "the other way round": lambda stream: encode(np.zeros((128, 512, 3), np.uint8), Flavour()),
+    "gray": lambda stream: encode(np.zeros((256, 256, 3), np.uint8), Flavour("gray")),
+    "one byte": lambda stream: b"\xff",
+    "only a head": lambda stream: stream[:300],
+}
+
+
+@pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE.keys())
+@pytest.mark.parametrize("spacing", [0.5, 1.0, 0.7])
+def test_a_damaged_tile_costs_only_its_patches(
+    tmp_path: Path, image: np.ndarray, change: Callable[[bytes], bytes], spacing: float
+) -> None:
+    """Those that touch it fail, become background and name it; the others are right, time after time."""
+    clean = write_jpeg_tiff(tmp_path / "clean.tif", [image])
+    path = write_jpeg_tiff(tmp_path / "a.tif", [image], change=damage(4, change))
+    source = direct(path)
+    grid = geometry(source.info, 64, spacing)
+    xy = everywhere(grid)
+    far = np.round(xy + 64 * spacing / 0.5 - 1).astype(int)
+    touching = ((xy < 512) & (far >= 256)).all(1)
+    good, _ = read(direct(clean), grid, xy)
+    for _ in range(2):
+        out, reasons = read(source, grid, xy)
+        assert sorted(reasons) == np.flatnonzero(touching).tolist()
+        assert all(reason.startswith("tile (1, 1) of level 0 ") and "\n" not in reason for reason in reasons.values())
+        assert (out[touching] == 255).all() and np.array_equal(out[~touching], good[~touching])
+
+
+def test_a_damaged_tile_in_the_overview(tmp_path: Path, image: np.ndarray) -> None:
+    """It is painted in the colour that counts as tissue, the rest as it is."""
+    clean = direct(write_jpeg_tiff(tmp_path / "clean.tif", [image])).overview(WIDTH)
+    source = direct(write_jpeg_tiff(tmp_path / "a.tif", [image], change=damage(4, DAMAGE["half"])))
+    overview = source.overview(WIDTH)
+    assert (overview[256:512, 256:512] == UNREADABLE).all()
+    overview[256:512, 256:512] = clean[256:512, 256:512]
+    assert np.array_equal(overview, clean)
+
+
+@pytest.mark.parametrize("max_px", [37, 128, 256, 350, 700, 5000])
+@pytest.mark.parametrize("block", [2048, 100])
+def test_the_overview_is_that_of_openslide(
+    slide: Path, max_px: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pixel for pixel, in one block or several."""
+    monkeypatch.setattr("slides.openslide_source._BLOCK", block)
+    beats: list[int] = []
+    assert np.array_equal(direct(slide).overview(max_px, lambda: beats.append(1)), OpenSlideSource(slide).overview(max_px))
+    assert len(beats) >= 4
+
+
+def test_real_overview(data_dir: Path) -> None:
+    """Pixel for pixel."""
+    path = data_dir / "slides" / "CMU-1-Small-Region.svs"
+    assert np.array_equal(direct(path).overview(2048), OpenSlideSource(path).overview(2048))
+
+
+def test_every_tile_damaged(tmp_path: Path, image: np.ndarray) -> None:
+    """Nothing to compare with OpenSlide: it is left to it, which says what is wrong."""
+    path = write_jpeg_tiff(tmp_path / "a.tif", [image], change=lambda _, tiles: [bytes(len(t)) for t in tiles])
+    source = open_source(path, None)
+    assert isinstance(source, OpenSlideSource) and "cannot be compared" in source.notice
+
+
+def test_patches_depend_on_nothing_but_their_place(slide: Path) -> None:
+    """Order, company, cache: the same pixels."""
+    for spacing in (0.5, 0.73, 1.0):
+        source = direct(slide)
+        grid = geometry(source.info, 50, spacing, 0.4)
+        xy = everywhere(grid)
+        out, _ = read(source, grid, xy)
+        order = np.random.default_rng(1).permutation(len(xy))
+        shuffled, _ = read(direct(slide, cache_bytes=0), grid, xy[order])
+        assert np.array_equal(shuffled, out[order])
+        one, _ = read(source, grid, xy[7:8])
+        assert np.array_equal(one[0], out[7])
+
+
+@pytest.mark.parametrize("lease", [8, 32, 64])
+@pytest.mark.parametrize("tile", [240, 256])
+def test_each_tile_is_decoded_about_once(tmp_path: Path, lease: int, tile: int) -> None:
+    """A whole slide in plan order, in leases, with a cache of a few tiles more than a row of blocks' border."""
+    from slides.plan import plan
+
+    image = np.zeros((3000, 4000, 3), np.uint8)
+    path = write_jpeg_tiff(tmp_path / "a.tif", [image], Flavour(tile=(tile, tile)))
+    source = direct(path, cache_bytes=64 * tile * tile * 3)
+    grid = geometry(source.info, 224, 0.5)
+    whole = plan(np.ones((10, 10), bool), source.info, grid, 0.0)
+    xy = grid.xy(whole.columns, whole.rows)
+    for start in range(0, len(xy), lease):
+        _, failed = read(source, grid, xy[start : start + lease])
+        assert failed == {}
+    tiles = -(-4000 // tile) * -(-3000 // tile)
+    assert tiles <= source.decodes <= 1.02 * tiles
+    assert source.reads < tiles
+
+
+def test_memory_is_bounded(tmp_path: Path, image: np.ndarray) -> None:
+    """The cache holds no more than it may, whatever is read."""
+    path = write_jpeg_tiff(tmp_path / "a.tif", [image], Flavour(tile=(64, 64)))
+    limit = 20 * 64 * 64 * 3
+    source = direct(path, cache_bytes=limit)
+    for spacing in (0.5, 1.0, 0.9):
+        grid = geometry(source.info, 100, spacing, 0.5)
+        read(source, grid, everywhere(grid))
+        assert source._cache.bytes <= limit
+
+
+def test_beats_and_background(slide: Path) -> None:
+    """A beat after every patch; what overhangs is background."""
+    source = direct(slide)
+    grid = geometry(source.info, 400, 0.5)
+    beats: list[int] = []
+    out = np.empty((2, 400, 400, 3), np.uint8)
+    assert source.read(grid, np.array([[600, 500], [900, 100]]), out, lambda: beats.append(1)) == {}
+    assert len(beats) == 2 and (out[0, 100:] == 255).all() and (out[0, :, 100:] == 255).all()
+    assert out[0, :100, :100].std() > 10 and (out[1] == 255).all()
+
+
+def test_auto_takes_what_it_can(slide: Path, tmp_path: Path, image: np.ndarray) -> None:
+    """Direct for JPEG tiles, OpenSlide with a reason for others, OpenSlide without one where it is asked for."""
+    source = open_source(slide, None)
+    assert isinstance(source, DirectSource) and source.notice == ""
+    source = open_source(slide, None, "openslide")
+    assert isinstance(source, OpenSlideSource) and source.notice == ""
+    deflated = write_tiff(tmp_path / "deflated.tif", [image])
+    source = open_source(deflated, None)
+    assert isinstance(source, OpenSlideSource) and "method 8, not JPEG" in source.notice
+    assert source.read(geometry(source.info, 64, 0.5), np.array([[0, 0]]), np.empty((1, 64, 64, 3), np.uint8)) == {}
+    with pytest.raises(SlideError, match=r"deflated\.tif: cannot be read tile by tile: .*set slides\.source to auto"):
+        open_source(deflated, None, "direct")
+
+
+def test_other_formats_fall_back(data_dir: Path) -> None:
+    """A Hamamatsu slide is a TIFF of JPEGs, but none of tiles."""
+    source = open_source(data_dir / "slides" / "fluorescence-387.ndpi", None)
+    assert isinstance(source, OpenSlideSource) and "hamamatsu" in source.notice
+
+
+def test_an_unreadable_slide_is_that_of_openslide(data_dir: Path) -> None:
+    """Every patch fails, with OpenSlide's reason."""
+    source = open_source(data_dir / "bad" / "unreadable.svs", None)
+    grid = geometry(source.info, 8, 0.499)
+    _, reasons = read(source, grid, everywhere(grid))
+    assert sorted(reasons) == [0, 1, 2, 3] and set(reasons.values()) == {"Bogus marker length"}
+
+
+def test_wrong_pixels_turn_it_off(slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the reason, pixels that differ from OpenSlide's are not used."""
+    decode = DirectSource._decode
+
+    def off_by_one(self, view, index, out):
+        decode(self, view, index, out)
+        out[10:] += 1
+
+    monkeypatch.setattr(DirectSource, "_decode", off_by_one)
+    source = open_source(slide, None)
+    assert isinstance(source, OpenSlideSource) and "differs from OpenSlide's by up to" in source.notice
+    grid = geometry(source.info, 64, 0.5)
+    assert read(source, grid, everywhere(grid))[1] == {}
+
+
+def test_levels_in_any_order(tmp_path: Path, image: np.ndarray) -> None:
+    """A directory belongs to the level of its size, wherever it stands in the file."""
+    path = write_jpeg_tiff(tmp_path / "a.tif", [image, tissue(175, 150, 3), halved(image)])
+    source = direct(path)
+    assert source.info.level_sizes == ((700, 600), (350, 300), (175, 150))
+    for spacing in (0.5, 1.0, 2.0):
+        assert difference(path, 64, spacing).max() == 0
+
+
+def test_a_file_cut_short_while_it_is_open(slide: Path) -> None:
+    """The tiles that are gone fail, the others are read."""
+    source = direct(slide)
+    grid = geometry(source.info, 64, 0.5)
+    with open(slide, "r+b") as file:
+        file.truncate(60_000)
+    _, reasons = read(source, grid, everywhere(grid))
+    assert 0 < len(reasons) < grid.columns * grid.rows
+    assert all("is cut short" in reason for reason in reasons.values())
+
+
+def test_a_disk_that_fails(slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read error is that of a tile while the file is there, and of the slide when it has gone."""
+    source = direct(slide)
+    grid = geometry(source.info, 64, 0.5)
+
+    def fail(*_: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("slides.tile_file.os.pread", fail)
+        _, reasons = read(source, grid, grid.xy([0], [0]))
+        assert reasons == {0: "tile (0, 0) of level 0 cannot be read: Input/output error"}
+        slide.rename(slide.with_name("moved.tif"))
+        with pytest.raises(SlideError, match="has gone"):
+            read(source, grid, grid.xy([0], [0]))
+        write_tiff(slide, [picture(64, 64)])
+        with pytest.raises(SlideError, match="was replaced"):
+            read(source, grid, grid.xy([0], [0]))
+    assert read(source, grid, grid.xy([0], [0]))[1] == {}
+
+
+def test_two_levels_of_one_size(tmp_path: Path, image: np.ndarray) -> None:
+    """Which directory holds which level cannot be told by size; the self-check sees the mistake."""
+    path = write_jpeg_tiff(tmp_path / "a.tif", [tissue(WIDTH, HEIGHT, 9), image], Flavour(), APERIO)
+    source = open_source(path, None)
+    assert isinstance(source, OpenSlideSource) and "level 1 differs from OpenSlide's" in source.notice
+
+
+def test_out_must_be_writable_in_place(slide: Path) -> None:
+    """As for the reference."""
+    source = direct(slide)
+    grid = geometry(source.info, 8, 0.5)
+    for out in (np.empty((1, 8, 8, 4), np.uint8)[..., :3], np.empty((2, 8, 8, 3), np.uint8), np.empty((1, 8, 8, 3))):
+        with pytest.raises(ValueError):
+            source.read(grid, grid.xy([0], [0]), out)  # type: ignore[arg-type]
+
+
+def test_closed_is_closed(slide: Path) -> None:
+    """Closing twice is fine, reading afterwards is a mistake."""
+    source = direct(slide)
+    grid = geometry(source.info, 8, 0.5)
+    source.close()
+    source.close()
+    with pytest.raises(ValueError, match="closed"):
+        source.overview(10)
+    with pytest.raises(ValueError, match="closed"):
+        read(source, grid, grid.xy([0], [0]))
+
+
+def test_resampling_is_that_of_the_reference_beside_the_grid(slide: Path) -> None:
+    """A patch at an odd place cannot use tiles shrunk by two: its region is averaged by the common function."""
+    source, plain = direct(slide), OpenSlideSource(slide)
+    grid = Geometry(64, 1.0, 0, 1.0, (128, 128), "area", 128, 128, 128, 128, 5, 4)
+    xy = np.array([[33, 21], [32, 21]])
+    out, _ = read(source, grid, xy)
+    native = Geometry(128, 0.5, 0, 1.0, (128, 128), "none", 128, 128, 128, 128, 5, 4)
+    regions, _ = read(plain, native, xy)
+    expected = np.empty((64, 64, 3), np.uint8)
+    for patch, region in zip(out, regions, strict=True):
+        resample(region, 64, expected)
+        assert np.array_equal(patch, expected)
+    assert np.array_equal(expected, cv2.resize(regions[1], (64, 64), interpolation=cv2.INTER_AREA))
