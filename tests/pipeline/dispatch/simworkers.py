@@ -227,6 +227,7 @@ class Reader(Process):
             self._open(lease)
         elif isinstance(lease, Fill):
             self.current, self.row, self.failures, self.lost = lease, 0, [], []
+            assert all(grid == self.world.by_number[s].geometry.to_dict() for s, _, grid, _ in lease.segments)
             self.world.overwrites(self, lease.slot)
 
     def _open(self, lease: Open) -> None:
@@ -240,13 +241,12 @@ class Reader(Process):
     def _read_on(self) -> None:
         """One row."""
         lease: Fill = self.current
-        rows = [(s, g, xy) for s, _, g, packed in lease.segments for xy in np.frombuffer(packed, "<i4").reshape(-1, 2)]
+        rows = [(s, xy) for s, _, _, packed in lease.segments for xy in np.frombuffer(packed, "<i4").reshape(-1, 2)]
         if self.row == len(rows) or (self.row and lease.max_delay_ms < 1e6 and self.rng.random() < self.world.early):
             self.current = None
             self.send(Filled(lease.lease, self.row, self.failures, self.lost))
             return
-        number, grid, xy = rows[self.row]
-        assert grid == self.world.by_number[number].geometry.to_dict()
+        number, xy = rows[self.row]
         slide, patch = self.world.by_number[number], int(xy[0]) // STEP
         fate = slide.fates.get(patch, "")
         self.world.memory[lease.slot][self.row] = (number, patch)

@@ -89,7 +89,7 @@ def live_through(scenario: Scenario, seed: int) -> None:
 
 
 QUICK = settings(
-    max_examples=2500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
+    max_examples=2000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
 )
 
 
