@@ -14,6 +14,7 @@ of: bits that flipped within a JPEG's coefficients give pixels that are wrong, w
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import math
 import os
@@ -42,13 +43,13 @@ _MPP_REMEDY = "give the true value with --set slides.mpp=..."
 
 
 class OpenSlideSource:
-    """A `slides.source.Source`. The cache of decoded tiles is shared by all handles that it opens in its life."""
+    """A `slides.source.Source`. All sources of a process with the same `cache_bytes` share one cache of decoded tiles."""
 
     def __init__(self, path: str | os.PathLike[str], mpp: float | None = None, cache_bytes: int = 64 << 20) -> None:
         self._path = os.fsdecode(path)
         self._slide: openslide.OpenSlide | None = None
         self._buffer = np.empty(0, np.uint32)
-        self._cache = openslide.OpenSlideCache(cache_bytes)
+        self._cache = _shared_cache(cache_bytes)
         _check_file(self._path)
         try:
             slide = self._open()
@@ -191,6 +192,12 @@ class OpenSlideSource:
             out[...] = piece
             tally.read += 1
             beat()
+
+
+@functools.cache
+def _shared_cache(size: int) -> openslide.OpenSlideCache:
+    """A cache for each slide would take `size` bytes for each slide that is held open."""
+    return openslide.OpenSlideCache(size)
 
 
 class _Tally:
