@@ -49,24 +49,30 @@ class _Trap:
 
 
 def _reader(plan: dict, trap: _Trap) -> None:
-    from slides import openslide_source
+    from slides import source
 
-    source = openslide_source.OpenSlideSource
-    read, init = source.read, source.__init__
+    open_source = source.open_source
 
-    def new_read(self, geometry, xy, out, *rest):
-        trap.spring(len(xy))
-        name, *place = plan.get("segv_at", ["", 0, 0])
-        if self.info.path.endswith(name) and place in xy.tolist():
-            _segv()
-        return read(self, geometry, xy, out, *rest)
+    class Saboteur:
+        def __init__(self, inner):
+            self._inner = inner
 
-    def new_init(self, path, *rest):
+        def __getattr__(self, name):
+            return getattr(self._inner, name)
+
+        def read(self, geometry, xy, out, *rest):
+            trap.spring(len(xy))
+            name, *place = plan.get("segv_at", ["", 0, 0])
+            if self.info.path.endswith(name) and place in xy.tolist():
+                _segv()
+            return self._inner.read(geometry, xy, out, *rest)
+
+    def new_open(path, *rest):
         if os.fspath(path).endswith(plan.get("segv_open", "\0")):
             _segv()
-        init(self, path, *rest)
+        return Saboteur(open_source(path, *rest))
 
-    source.read, source.__init__ = new_read, new_init
+    source.open_source = new_open
 
 
 def _inference(plan: dict, trap: _Trap) -> None:
