@@ -30,24 +30,28 @@ _SHARES = (
     (1024, lambda cores: (cores, cores // 4, 4)),
 )
 
-# Private memory of one process with its libraries, before any work, from /proc/self/smaps_rollup after importing what that
-# process imports (for example `python -c "import numpy, zmq, msgpack, structlog, onnxruntime; print(open(
-# '/proc/self/smaps_rollup').read())"`: 58 MiB; the base of numpy, zmq, msgpack and structlog is 38 MiB), plus a third.
+# Each number below is what was measured, plus a third. Of a process: its resident memory with all the libraries that it
+# will load, libraries counted in full although processes share them (`Rss` of /proc/self/smaps_rollup after the imports:
+# supervisor 98 MiB, reader 55, tissue 49, batcher 34, inference 49, aggregator 33, writer 97).
+# `python -m benchmarks.memory` sets them against a run.
 PROCESS_BYTES = {
-    "supervisor": 80 * MIB,
-    "reader": 85 * MIB,
-    "tissue": 75 * MIB,
-    "batcher": 55 * MIB,
-    "inference": 80 * MIB,
-    "aggregator": 55 * MIB,
-    "writer": 145 * MIB,
+    "supervisor": 130 * MIB,
+    "reader": 75 * MIB,
+    "tissue": 65 * MIB,
+    "batcher": 45 * MIB,
+    "inference": 65 * MIB,
+    "aggregator": 45 * MIB,
+    "writer": 130 * MIB,
 }
-OPEN_SLIDE_BYTES = 24 * MIB  # OpenSlide's own tables of one open slide: tile directories, not pixels
-OVERVIEW_WORK_BYTES_PER_PIXEL = 16  # RGBA as read, composited RGB, and the mask's planes
+# Of one open slide: a buffer for 2048 x 2048 pixels as OpenSlide gives them (16 MiB), and tile directories.
+OPEN_SLIDE_BYTES = 24 * MIB
+OVERVIEW_WORK_BYTES_PER_PIXEL = 16  # pixels as read, composited RGB, and the mask's planes
+PICTURE_WORK_BYTES_PER_PIXEL = 40  # of a heatmap as it is drawn and packed; 30 were measured
 ACTIVATION_BYTES_PER_PIXEL = 160  # of a batch; ResNet-50's widest pair of layers takes 128
-MODEL_COPIES = 3  # as a file, as weights, and packed for the processor
-PLAN_BYTES_PER_PATCH = 64  # columns, rows, fraction, state, and their Python neighbours
-WRITER_BYTES_PER_PATCH = 400  # one slide's table, and the text of it in pieces
+ENGINE_ROWS = {"onnx": 4}  # rows that an engine runs at a time, where that is less than a batch
+MODEL_COPIES = 3.6  # as a file, as weights, and packed for the processor; ResNet-50 took 2.7 times its file
+PLAN_BYTES_PER_PATCH = 24  # in the batcher: corner, order, and the plan as it came; 17 were measured
+WRITER_BYTES_PER_PATCH = 240  # one slide's table, and the text of it in pieces; 176 were measured
 
 
 def resolve(
@@ -133,15 +137,15 @@ def memory_bound(
         + OPEN_SLIDE_BYTES * slides_held
         + overview * OVERVIEW_WORK_BYTES_PER_PIXEL
     )
+    model = int(MODEL_COPIES * model_bytes)
+    rows = min(config.batcher.batch, ENGINE_ROWS.get(config.inference.engine, config.batcher.batch))
     inference = (
-        PROCESS_BYTES["inference"]
-        + MODEL_COPIES * model_bytes
-        + config.batcher.batch * config.inference.contexts * patch_px**2 * ACTIVATION_BYTES_PER_PIXEL
+        PROCESS_BYTES["inference"] + model + rows * config.inference.contexts * patch_px**2 * ACTIVATION_BYTES_PER_PIXEL
     )
     return [
         (f"patches in shared memory, {config.batcher.slots} slots", slots_bytes(config, patch_px)),
         (f"overviews in shared memory, {config.batcher.overview_slots} places", overview_bytes(config)),
-        ("supervisor", PROCESS_BYTES["supervisor"]),
+        ("supervisor", PROCESS_BYTES["supervisor"] + model),  # which proves the model before the start
         (f"slide readers, {config.reader.workers}", config.reader.workers * reader),
         (
             f"tissue masks, {config.tissue.workers}",
@@ -153,7 +157,11 @@ def memory_bound(
         (
             f"writers, {config.writer.workers}",
             config.writer.workers
-            * (PROCESS_BYTES["writer"] + SLIDE_PATCHES * (WRITER_BYTES_PER_PATCH + record) + overview * 16),
+            * (
+                PROCESS_BYTES["writer"]
+                + SLIDE_PATCHES * (WRITER_BYTES_PER_PATCH + record)
+                + overview * PICTURE_WORK_BYTES_PER_PIXEL
+            ),
         ),
     ]
 

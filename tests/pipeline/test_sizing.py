@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config import load_config, memory_bound, resolve
 from pipeline.machine import Machine, available_memory, cpu_quota, detect, memory_limit
-from pipeline.sizing import MEMORY_SHARE, slots_bytes, slots_wanted
+from pipeline.sizing import ENGINE_ROWS, MEMORY_SHARE, slots_bytes, slots_wanted
 
 GIB = 1 << 30
 
@@ -106,6 +106,21 @@ def test_bound_grows_with_what_takes_memory(text: str):
     before = sum(count for _, count in memory_bound(resolve(load_config(), machine), 224, 2))
     after = sum(count for _, count in memory_bound(resolve(load_config(None, [text]), machine), 224, 2))
     assert after > before
+
+
+def test_rows_that_the_engine_runs_are_those_of_the_engine():
+    """The bound counts the activations of as many rows as the engine runs at a time."""
+    from engines.onnx_engine import PIECE
+
+    assert ENGINE_ROWS["onnx"] == PIECE
+
+
+def test_a_large_model_counts_where_it_is_loaded():
+    """Every inference process has the model in memory, and so has the supervisor, which proves it."""
+    config = resolve(load_config(None, ["inference.workers=3"]), Machine(4, 64 * GIB))
+    small, large = (dict(memory_bound(config, 224, 2, size << 20)) for size in (1, 101))
+    grown = {what for what in small if large[what] - small[what] >= 300 << 20}
+    assert grown == {"supervisor", "inference, 3"}
 
 
 def test_slots_wanted_is_the_rule_of_credits():
