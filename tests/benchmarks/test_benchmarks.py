@@ -1,0 +1,72 @@
+"""The benchmarks themselves: that they still run against the pipeline as it is, and print what they promise."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import table
+from benchmarks.batcher import Crowd, mind
+from benchmarks.memory import split
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_table_aligns_numbers() -> None:
+    """The first column stands to the left, numbers to the right, and large numbers have separators."""
+    assert table.text(["what", "n"], [["a", 5], ["long name", 12_345.0], ["none", None]]).splitlines() == [
+        "what            n",
+        "---------  ------",
+        "a               5",
+        "long name  12,345",
+        "none            -",
+    ]
+
+
+def test_mind_deals_out_every_batch() -> None:
+    """The decisions alone come to an end, with all batches dealt out, whatever the crowd."""
+    for crowd in (Crowd(1, 1, 4, 1, 17), Crowd(3, 2, 8, 5, 64)):
+        assert mind(crowd, coded=True)["batches"] == crowd.batches
+
+
+def test_batcher_runs_among_null_workers() -> None:
+    """The real batcher process serves null workers to the end; the figures come as JSON with the machine's facts."""
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.batcher",
+        "--batches",
+        "200",
+        "--slides",
+        "4",
+        "--json",
+        "--timeout",
+        "60",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["figures"]["batches_per_s"] > 0
+    assert {"processor", "cores", "date", "load_before"} <= record["machine"].keys()
+
+
+def test_a_failing_command_is_told_with_its_last_words() -> None:
+    """A command that fails ends the benchmark with what it said."""
+    with pytest.raises(RuntimeError, match="no such thing"):
+        table.run(table.python("-c", "import sys; sys.exit('no such thing')"), 30)
+
+
+def test_bound_is_split_by_kind() -> None:
+    """The bound's parts become shared memory, and bytes of one process of each kind."""
+    bound = [
+        ("patches in shared memory, 9 slots", 70),
+        ("overviews in shared memory, 2 places", 30),
+        ("supervisor", 5),
+        ("slide readers, 2", 20),
+        ("inference, 3", 33),
+    ]
+    assert split(bound) == (100, {"supervisor": 5, "reader": 10, "inference": 11})
