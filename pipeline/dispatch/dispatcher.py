@@ -103,6 +103,9 @@ class Dispatcher:
     def from_worker(self, name: str, generation: int, message: Message, now: float) -> None:
         self._advance(now)
         worker = self._board.leases.get(name, generation)
+        if worker is not None and isinstance(message, Beat | Started):
+            worker.heard_at = now  # and nothing else has changed, so there is nothing new to offer
+            return
         if isinstance(message, Hello):
             self._hello(name, generation, message, now)
         elif worker is None:
@@ -135,8 +138,6 @@ class Dispatcher:
 
     def _answer(self, worker: Worker, message: Message, now: float) -> None:
         match message:
-            case Beat() | Started():
-                return
             case Known():
                 self._intake.known(message)
             case Begun():
