@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.dispatch.leases import BOOT_SHIFT
 from pipeline.wire import (
     Ask,
+    Beat,
     Begin,
     Begun,
     Consumed,
@@ -117,6 +118,7 @@ class Process:
         self.boot: int | None = None
         self.said_hello_to = 0
         self.queue: deque[Any] = deque()
+        self.slow = self.rng.random() < 0.15
         self._hello(0)
 
     def _hello(self, boot: int) -> None:
@@ -128,6 +130,11 @@ class Process:
     def act(self) -> bool:
         if not self.alive or self.hung:
             return False
+        if self.boot != self.world.boot and not self.outbox and self.rng.random() < 0.3:
+            self.send(Beat())  # perhaps in the middle of its work: this is how a new batcher hears of most workers
+            return True
+        if self.slow and self.busy() and not self.inbox and self.rng.random() < 0.9:
+            return True
         if self.inbox and (not self.busy() or self.rng.random() < 0.5):
             self._take(self.inbox.popleft())
             return True
