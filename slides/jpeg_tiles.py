@@ -28,7 +28,8 @@ _MAX_SCANS = 100
 _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 _SOS, _EOI, _COM = 0xDA, 0xD9, 0xFE
 _TABLES = (0xDB, 0xC4, 0xDD)  # DQT, DHT, DRI
-_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; what else T.81 has, nobody writes into slides
+_PROGRESSIVE = 0xC2
+_FRAMES = (0xC0, 0xC1, _PROGRESSIVE)  # baseline, extended, progressive; what else T.81 has, nobody writes into slides
 _OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 
 # What the decoder can shrink by.
@@ -52,6 +53,8 @@ class JpegTiles:
         self._components = 1 if photometric == GRAY else 3
         colours = b"" if photometric == GRAY else _ADOBE + (b"\x01" if photometric == YCBCR else b"\x00")
         self._start = b"\xff\xd8" + colours + (_table_segments(tables) if tables else b"")
+        # The last head that was found good, what takes its place, and whether one scan follows or several.
+        self._head: tuple[bytes, bytes, bool] = (b"", b"", True)
 
     def decode(self, stream: bytes, out: npt.NDArray[np.uint8], factor: int = 1) -> None:
         """Fill `out` uint8 (tile_height / factor, tile_width / factor, 3), contiguous.
@@ -74,31 +77,40 @@ class JpegTiles:
 
     def _complete(self, stream: bytes) -> bytes:
         """The stream with tables and the right colours. TileError where its head is not what the directory says."""
+        head, ours, several = self._head
+        if not head or not stream.startswith(head):  # in most files all tiles have the same head
+            head, ours, several = self._head = self._read_head(stream)
+        if several and stream.count(b"\xff\xda", len(head)) >= _MAX_SCANS:
+            raise TileError(f"is damaged: it has more than {_MAX_SCANS} scans")
+        return ours + stream[len(head) :]
+
+    def _read_head(self, stream: bytes) -> tuple[bytes, bytes, bool]:
+        """What comes before the data of the first scan, as it is and as it shall be; whether there are more scans."""
         if stream[:2] != b"\xff\xd8":
             raise TileError("is damaged: it is no JPEG stream")
         kept: list[bytes] = [self._start]
-        framed = False
+        frame = b""
         begin = at = 2
         while True:
             marker, after = _marker(stream, at)
+            end = _segment_end(stream, after)
             if marker == _SOS:
                 break
-            end = _segment_end(stream, after)
             if marker in _FRAMES:
-                self._check_frame(stream[after + 2 : end])
-                framed = True
+                frame = stream[after + 2 : end]
+                self._check_frame(frame)
+                progressive = marker == _PROGRESSIVE
             elif marker in _OTHER_FRAMES:
                 raise TileError(f"is of a kind of JPEG (marker {marker:02X}) that is not read")
             elif 0xE0 <= marker <= 0xEF or marker == _COM:
                 kept.append(stream[begin:at])
                 begin = end
             at = end
-        if not framed:
+        if not frame:
             raise TileError("is damaged: its scan comes before its frame")
-        if stream.count(b"\xff\xda", at) > _MAX_SCANS:
-            raise TileError(f"is damaged: it has more than {_MAX_SCANS} scans")
-        kept.append(stream[begin:])
-        return b"".join(kept)
+        kept.append(stream[begin:end])
+        several = progressive or stream[after + 2 : after + 3] != bytes([self._components])
+        return stream[:end], b"".join(kept), several
 
     def _check_frame(self, segment: bytes) -> None:
         if len(segment) < 6 or len(segment) != 6 + 3 * segment[5]:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import resource
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -9,9 +12,10 @@ import pytest
 
 from slides.direct_source import DirectSource
 from slides.errors import SlideError
-from slides.geometry import Geometry, geometry, resample
+from slides.geometry import Geometry, SlideInfo, geometry, resample
 from slides.openslide_source import OpenSlideSource
 from slides.source import UNREADABLE, open_source
+from slides.tile_file import Unsuitable
 from tests.slides.jpeg_tiffs import (
     APERIO,
     Flavour,
@@ -19,6 +23,7 @@ from tests.slides.jpeg_tiffs import (
     tissue,
     write_jpeg_tiff,
 )
+from tests.slides.mutations import mutate
 from tests.slides.tiffs import halved, picture, write_tiff
 
 WIDTH, HEIGHT = 700, 600
@@ -435,3 +440,66 @@ def test_resampling_is_that_of_the_reference_beside_the_grid(slide: Path) -> Non
         resample(region, 64, expected)
         assert np.array_equal(patch, expected)
     assert np.array_equal(expected, cv2.resize(regions[1], (64, 64), interpolation=cv2.INTER_AREA))
+
+
+class _Described:
+    """Stands for a slide that OpenSlide has opened: only its description."""
+
+    def __init__(self, info: SlideInfo) -> None:
+        self.info = info
+
+    def close(self) -> None:
+        pass
+
+
+def fuzz_slides(tmp_path: Path, count: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Mutate small slides anywhere and read them whole, without OpenSlide; gives what came of it."""
+    monkeypatch.setattr("slides.direct_source.check", lambda *_: None)
+    rng = np.random.default_rng(seed)
+    image = tissue(150, 130)
+    path = tmp_path / "fuzzed.tif"
+    seeds = []
+    for flavour in (Flavour(tile=(64, 64), tables=True), Flavour(tile=(64, 64), big=True, order=">")):
+        write_jpeg_tiff(path, [image, halved(image)], flavour)
+        seeds.append((path.read_bytes(), OpenSlideSource(path).info))
+    outcome: Counter[str] = Counter()
+    for number in range(count):
+        good, info = seeds[number % len(seeds)]
+        data = bytearray(good)
+        for _ in range(rng.integers(1, 6)):
+            mutate(rng, data)
+        path.write_bytes(data)
+        try:
+            source = DirectSource(_Described(info))  # type: ignore[arg-type]
+        except Unsuitable as error:
+            outcome["refused"] += 1
+            assert "\n" not in str(error)
+            continue
+        grids = [geometry(info, 32, spacing) for spacing in (0.5, 1.0, 0.77)]
+        for grid in (*grids, replace(grids[0], region_px=(64, 64), resampling="area", step_x=64, step_y=64)):
+            _, reasons = read(source, grid, everywhere(grid))
+            outcome["failed patches" if reasons else "whole"] += 1
+            assert all("\n" not in reason and len(reason) < 300 for reason in reasons.values())
+        try:
+            source.overview(100)
+        except SlideError:
+            outcome["no overview"] += 1
+        source.close()
+    return outcome
+
+
+def test_mutated_slides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused, or read with a reason for each patch that is lost: no other exception."""
+    outcome = fuzz_slides(tmp_path, 200, 0, monkeypatch)
+    assert min(outcome[key] for key in ("refused", "failed patches", "whole")) > 20, outcome
+
+
+@pytest.mark.long
+def test_many_mutated_slides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, 20,000 times, within bounded time and memory."""
+    fuzz_slides(tmp_path, 300, 1, monkeypatch)
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    fuzz_slides(tmp_path, 20_000, 2, monkeypatch)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert after.ru_maxrss - before.ru_maxrss < 300 << 10
+    assert after.ru_utime - before.ru_utime < 1200
