@@ -15,6 +15,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,13 +180,22 @@ class EngineCache:
 
 
 def record_verification(entry: Entry, gpu: Gpu, verification: dict[str, Any]) -> Entry:
-    """Adds or replaces what verification found on this kind of GPU; the engine as it is now. Raises OSError."""
+    """Adds or replaces what verification found on this kind of GPU; the engine as it is now. Raises OSError, EngineError."""
+    return _change(entry, lambda record: record["verifications"].update({str(gpu): verification}))
+
+
+def record_choice(entry: Entry, choice: dict[str, Any]) -> Entry:
+    """Keeps why this engine was chosen; the engine as it is now. Raises OSError, EngineError."""
+    return _change(entry, lambda record: record.update({"choice": choice}))
+
+
+def _change(entry: Entry, change: Callable[[dict[str, Any]], None]) -> Entry:
     with locked(entry.plan):
         current = read_entry(entry.plan)
-        if not current.record:
+        if current.identity is None:
             raise EngineError(f"{entry.plan}: {current.problem}")
-        record = {**current.record, "verifications": {**current.record["verifications"], str(gpu): verification}}
-        _write_json(entry.sidecar, record)
+        change(current.record)
+        _write_json(entry.sidecar, current.record)
     return read_entry(entry.plan)
 
 

@@ -80,7 +80,9 @@ def network_census(network: Any) -> Census:
         output = layer.get_output(0)
         name = _NETWORK_TYPES.get(output.dtype.name, output.dtype.name.lower())
         layers[name] += 1
-        if layer.type.name == "DEQUANTIZE":
+        # The parser puts a shuffle between a weight and its product where their ranks differ.
+        passed_on = layer.type.name == "SHUFFLE" and layer.get_input(0).name in dequantised
+        if layer.type.name == "DEQUANTIZE" or passed_on:
             dequantised.add(output.name)
         if layer.type.name in _LAYERS:
             compute[name] += 1

@@ -70,6 +70,7 @@ class GpuEngine:
             "threads": 1,
             "max_batch": self.max_batch,
             "contexts": len(self._contexts),
+            "context_mib": self._context_bytes() >> 20,
             "load_seconds": round(self._load_seconds, 3),
             "warm_seconds": round(self._warm_seconds, 3),
         }
@@ -131,8 +132,7 @@ class GpuEngine:
         return made
 
     def _check_memory(self, n: int) -> None:
-        buffers = self.max_batch * (self.row_bytes + 4 * self.classes)
-        each, free = self.network.context_bytes() + buffers, self.device.free_bytes()
+        each, free = self._context_bytes(), self.device.free_bytes()
         if n * each > free:
             problem = (
                 f"inference.contexts={n} of batcher.batch={self.max_batch} need {n * each >> 20} MiB of GPU memory"
@@ -140,6 +140,9 @@ class GpuEngine:
             fits = free // each
             remedy = f"contexts={fits} would fit" if fits else "a smaller batch (and profile) might fit"
             raise EngineError(f"{problem}, {free >> 20} MiB are free; {remedy}")
+
+    def _context_bytes(self) -> int:
+        return self.network.context_bytes() + self.max_batch * (self.row_bytes + 4 * self.classes)
 
     def _lighter(self, n: int) -> str:
         free = self.device.free_bytes() >> 20

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from engines.engine import Context, Engine
-from engines.errors import EngineError
 
 BOUND = 0.005
 MIN_PATCHES = 256
