@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from engines.errors import ModelError
@@ -67,6 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or error}", EXIT_FAULT)
+    except Exception as error:  # without this, Python would leave with 1, which means that a slide failed
+        traceback.print_exc()
+        return _complain(f"a fault of slidestream: {type(error).__name__}: {error}", EXIT_FAULT)
 
 
 def _complain(problem: str, code: int) -> int:

@@ -56,6 +56,7 @@ class Post:
     run: RunDir
     memory_fd: int
     settings: dict[str, Any]
+    parent: int = 0
 
     @property
     def config(self) -> dict[str, Any]:
@@ -89,9 +90,14 @@ def main(kind: str, work: Callable[[Post], None], death_signal: int = signal.SIG
     die_with_parent(arguments.parent, death_signal)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to answer
     run = RunDir(arguments.run)
-    settings = json.loads(run.settings.read_text())
+    try:
+        settings = json.loads(run.settings.read_text())
+    except OSError as error:
+        log.configure_later(arguments.name, "json", "info", sys.stderr)
+        log.get_logger().critical(f"{run.settings}: {error.strerror}; has the run's directory been removed?")
+        sys.exit(EXIT_FAULT)
     log.configure_later(arguments.name, "json", settings["config"]["log"]["level"], sys.stderr)
-    post = Post(kind, arguments.name, arguments.generation, run, arguments.memory, settings)
+    post = Post(kind, arguments.name, arguments.generation, run, arguments.memory, settings, arguments.parent)
     sys.exit(_run(work, post))
 
 

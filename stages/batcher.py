@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import time
@@ -76,7 +77,7 @@ class Batcher:
         self._log = log.get_logger()
 
     def serve(self, orphaned: list[int]) -> None:
-        """Until the supervisor says Stop, or is dead (then `orphaned` is no longer empty)."""
+        """Until the supervisor says Stop, or SIGTERM comes (then `orphaned` is no longer empty)."""
         ticked = reported = 0.0
         worked = waited = 0.0
         now = time.monotonic()
@@ -159,9 +160,15 @@ def work(post: Post) -> None:
     hub = Hub(post.run.hub)
     Batcher(hub, Dispatcher(settings_of(post), post.generation)).serve(orphaned)
     hub.close()
-    if orphaned:
+    if not orphaned:
+        return
+    if os.getppid() != post.parent:
         # The supervisor was killed and can no longer clean up; the other workers died with it.
         shutil.rmtree(post.run.path, ignore_errors=True)
+        return
+    # Somebody meant this process alone: the supervisor shall see how it died, and replace it.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,18 @@ def test_killing_a_worker_three_times_changes_nothing(
     assert run.left_behind() == []
 
 
+@pytest.mark.parametrize("kind", ["batcher", "reader"])
+def test_sigterm_to_one_worker_is_a_death_like_any_other(kind, tmp_path, small, model, small_csv, start):
+    """A batcher that is ended while its supervisor lives leaves the run directory alone, and is replaced."""
+    run = start([small], tmp_path / "out", model, *ONE_OF_EACH, sabotage={"reader": {"slow_s": 0.005}})
+    run.at_work()
+    run.stages(kind)[0].terminate()
+    finished = run.finish()
+    assert_whole(finished, "small", small_csv)
+    assert finished.record["stages"][kind]["restarts"] == 1
+    assert run.left_behind() == []
+
+
 def test_stage_seconds_survive_the_batcher(tmp_path: Path, small: Path, model: Path, start):
     """run.json tells the seconds of the whole run, not those since the last batcher came."""
     sabotage = {"batcher": {"block": 1, "after": AFTER["batcher"]}, "tissue": {"slow_s": 1.5}}
