@@ -17,12 +17,15 @@ A patch's pixels depend on its place and the geometry alone: not on the order of
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import openslide
 
 from slides.direct_check import check, decoder_may_shrink
 from slides.errors import SlideError
@@ -30,44 +33,66 @@ from slides.geometry import Geometry, SlideInfo
 from slides.jpeg_tiles import TileError, shrink_whole
 from slides.openslide_source import OpenSlideSource, _blocks
 from slides.shrink import shrink
-from slides.source import UNREADABLE, no_beat
+from slides.source import UNREADABLE, Source, no_beat
 from slides.tiff_index import Directory
-from slides.tile_cache import Pixels, TileCache
-from slides.tile_file import TileFile, TileLevel, Unsuitable
+from slides.tile_cache import Pixels, shared_cache
+from slides.tile_file import FORMATS, TileFile, TileLevel, Unsuitable
 
-# Of the OpenSlide handle that reads what only OpenSlide can.
-_FALLBACK_CACHE = 8 << 20
+# For the OpenSlide handles that describe a slide, check this source, and read what only OpenSlide can: one for all.
+_OPENSLIDE_CACHE = 8 << 20
+
+_numbers = itertools.count()
+
+
+def open_direct(path: str | os.PathLike[str], mpp: float | None, cache_bytes: int) -> DirectSource:
+    """Open a slide, whose pixels are compared with OpenSlide's first.
+
+    Unsuitable where it must be left to OpenSlide; SlideError where OpenSlide cannot open it either.
+    """
+    try:
+        vendor = openslide.OpenSlide.detect_format(path)
+    except (openslide.OpenSlideError, OSError, ValueError):
+        vendor = None  # opening it says what is wrong
+    if vendor not in (*FORMATS, None):
+        raise Unsuitable(f"{vendor} is a format for OpenSlide alone")
+    reference = OpenSlideSource(path, mpp, _OPENSLIDE_CACHE)
+    try:
+        source = DirectSource(reference.info, cache_bytes)
+        try:
+            source.check(reference)
+        except BaseException:
+            source.close()
+            raise
+        return source
+    finally:
+        reference.close()
 
 
 class DirectSource:
     """A `slides.source.Source`. `decodes`: tiles decoded so far; `reads`: reads of the file."""
 
-    def __init__(self, reference: OpenSlideSource, cache_bytes: int = 64 << 20) -> None:
-        """`reference`: the slide as OpenSlide has it, which is closed in the end.
-
-        Unsuitable, one line, where the slide is one for OpenSlide; `reference` is then left open.
-        """
-        self.info: SlideInfo = reference.info
+    def __init__(self, info: SlideInfo, cache_bytes: int = 64 << 20) -> None:
+        """`info`: what OpenSlide says of the slide. Unsuitable, one line, where its file is none for this source."""
+        self.info = info
         self.decodes = 0
-        self._cache = TileCache(cache_bytes)
+        self._number = next(_numbers)
+        self._cache_bytes = cache_bytes
+        self._cache = shared_cache(cache_bytes)
         self._views: tuple[Geometry, _View] | None = None
         self._regions: dict[tuple[int, int], Pixels] = {}
         self._fallback: OpenSlideSource | None = None
-        self.notice = ""
         try:
-            self._file = TileFile(self.info)
+            self._file = TileFile(info)
         except OSError as error:
             raise Unsuitable(f"it cannot be opened: {error.strerror or error}") from error
-        try:
-            check(self, reference, self._file.levels)
-        except BaseException:
-            self.close()
-            raise
-        self._cache.clear()
+        left = [level.number for level in self._file.levels if level.by_openslide]
+        self.notice = f"levels {left} are read by OpenSlide, as tiles are missing" if left else ""
+
+    def check(self, reference: Source) -> None:
+        """Unsuitable where the pixels are not those of a reference, for a few patches of every level."""
+        check(self, reference, self._file.levels)
+        self._cache.discard(self._number)
         self.decodes = self._file.reads = 0
-        if left := [level.number for level in self._file.levels if level.by_openslide]:
-            self.notice = f"levels {left} are read by OpenSlide, as tiles are missing"
-        reference.close()
 
     @property
     def reads(self) -> int:
@@ -81,7 +106,7 @@ class DirectSource:
         enough = [level for level, size in enumerate(sizes) if max(size) >= max_px]
         number = min(enough, key=lambda i: max(sizes[i])) if enough else max(range(len(sizes)), key=lambda i: sizes[i])
         level = self._file.levels[number]
-        self._check_open()
+        self._begin()
         if level.by_openslide:
             return self._openslide().overview(max_px, beat)
         width, height = sizes[number]
@@ -96,7 +121,7 @@ class DirectSource:
                 out[top:bottom, left:right] = cv2.resize(block, size, interpolation=cv2.INTER_AREA)
         if not tally.good:
             raise SlideError(self.info.path, f"no part of it can be read: {tally.reason}")
-        self._cache.clear()
+        self._cache.discard(self._number)
         return out
 
     def read(
@@ -110,7 +135,7 @@ class DirectSource:
         patch_px = geometry.patch_px
         if out.shape != (len(xy), patch_px, patch_px, 3) or out.dtype != np.uint8 or not out.flags.c_contiguous:
             raise ValueError(f"out must be contiguous uint8 ({len(xy)}, {patch_px}, {patch_px}, 3), not {out.shape}")
-        self._check_open()
+        self._begin()
         if self._file.levels[geometry.level].by_openslide:
             return self._openslide().read(geometry, xy, out, beat)
         view = self._view(geometry)
@@ -129,20 +154,22 @@ class DirectSource:
     def close(self) -> None:
         """See `slides.source.Source`."""
         self._file.close()
-        self._cache.clear()
+        self._cache.discard(self._number)
+        self._regions.clear()
         if self._fallback is not None:
             self._fallback.close()
             self._fallback = None
 
     # ------------------------------------------------------------ patches
 
-    def _check_open(self) -> None:
+    def _begin(self) -> None:
         if self._file.closed:
             raise ValueError(f"{self.info.path}: is closed")
+        self._cache = shared_cache(self._cache_bytes)
 
     def _openslide(self) -> OpenSlideSource:
         if self._fallback is None:
-            self._fallback = OpenSlideSource(self.info.path, self.info.mpp_x, _FALLBACK_CACHE)
+            self._fallback = OpenSlideSource(self.info.path, self.info.mpp_x, _OPENSLIDE_CACHE)
         return self._fallback
 
     def _view(self, geometry: Geometry) -> _View:
@@ -217,13 +244,13 @@ class DirectSource:
             for row in range(max(0, y // height), min(level.directory.rows, -(-bottom // height))):
                 first, last = max(0, x // width), min(columns, -(-right // width))
                 wanted.update(dict.fromkeys(range(row * columns + first, row * columns + last)))
-        missing = [index for index in wanted if (level.number, factor, index) not in self._cache]
+        missing = [index for index in wanted if (self._number, level.number, factor, index) not in self._cache]
         if len(missing) > 1:
             self._file.read_ahead(level, missing)
 
     def _one_tile(self, view: _View, index: int, out: Pixels) -> None:
         """A patch that is exactly one tile, wanted once: decoded straight to its place."""
-        tile = self._cache.get((view.level.number, view.factor, index), out.shape[0] * out.shape[1])
+        tile = self._cache.get((self._number, view.level.number, view.factor, index), out.shape[0] * out.shape[1])
         if tile is not None:
             out[:] = tile
         else:
@@ -231,7 +258,7 @@ class DirectSource:
 
     def _tile(self, view: _View, index: int, pixels: int) -> Pixels:
         """A tile, reduced by the view's factor, of which so many pixels are wanted now; valid until the next call."""
-        key = view.level.number, view.factor, index
+        key = self._number, view.level.number, view.factor, index
         tile = self._cache.get(key, pixels)
         if tile is None:
             tile = self._cache.buffer(view.tile_height, view.tile_width)

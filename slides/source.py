@@ -72,26 +72,20 @@ def open_source(
         raise ValueError(f"source must be one of {', '.join(KINDS)}, not {kind!r}")
     from slides.openslide_source import OpenSlideSource
 
-    source = OpenSlideSource(path, mpp, cache_bytes)
-    source.notice = ""
-    if kind == "openslide":
-        return source
-    try:
-        from slides.direct_source import DirectSource
-        from slides.tile_file import Unsuitable
-    except ImportError as error:  # a broken or missing decoder must not cost a slide
-        reason = f"the JPEG decoder is missing: {error}"
-    else:
+    reason = ""
+    if kind != "openslide":
         try:
-            return DirectSource(source, cache_bytes)
-        except Unsuitable as error:
-            reason = str(error)
-        except BaseException:
-            source.close()
-            raise
+            from slides.direct_source import Unsuitable, open_direct
+        except ImportError as error:  # a decoder that is missing or broken must not cost a slide
+            reason = f"the JPEG decoder cannot be loaded: {error}"
+        else:
+            try:
+                return open_direct(path, mpp, cache_bytes)
+            except Unsuitable as error:
+                reason = str(error)
     if kind == "direct":
-        source.close()
         remedy = "set slides.source to auto, or to openslide"
         raise SlideError(path, f"cannot be read tile by tile: {reason}", remedy)
-    source.notice = f"read by OpenSlide: {reason}"
+    source = OpenSlideSource(path, mpp, cache_bytes)
+    source.notice = f"read by OpenSlide: {reason}" if reason else ""
     return source

@@ -3,17 +3,32 @@
 In plan order a tile is needed by a few patches that follow each other, then never again, except those on the border of
 a block of patches, which the next blocks need. So every tile knows how much of it is still to be handed out and goes
 when that is nothing; what remains are the border tiles, of which the least recently used goes first.
+
+All slides that a thread holds open share one cache: a cache for each would take its limit for each.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
-from collections.abc import Hashable
 
 import numpy as np
 import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
+
+# The source that a tile belongs to, its level, the factor that it was shrunk by, its index.
+Key = tuple[int, int, int, int]
+
+_LOCAL = threading.local()
+
+
+def shared_cache(limit: int) -> TileCache:
+    """The calling thread's cache of this limit."""
+    caches: dict[int, TileCache] = _LOCAL.__dict__.setdefault("caches", {})
+    if limit not in caches:
+        caches[limit] = TileCache(limit)
+    return caches[limit]
 
 
 class TileCache:
@@ -23,13 +38,13 @@ class TileCache:
         """`limit`: bytes, of tiles and spare buffers together; one tile is held however large it is."""
         self._limit = limit
         self._bytes = 0
-        self._tiles: OrderedDict[Hashable, tuple[Pixels, int]] = OrderedDict()
+        self._tiles: OrderedDict[Key, tuple[Pixels, int]] = OrderedDict()
         self._spare: dict[tuple[int, ...], list[Pixels]] = {}
 
     def __len__(self) -> int:
         return len(self._tiles)
 
-    def __contains__(self, key: Hashable) -> bool:
+    def __contains__(self, key: Key) -> bool:
         return key in self._tiles
 
     @property
@@ -37,7 +52,7 @@ class TileCache:
         """Memory held."""
         return self._bytes
 
-    def get(self, key: Hashable, pixels: int) -> Pixels | None:
+    def get(self, key: Key, pixels: int) -> Pixels | None:
         """The tile, if it is here; `pixels` of it are about to be handed out."""
         entry = self._tiles.get(key)
         if entry is None:
@@ -46,7 +61,7 @@ class TileCache:
         self._use(key, tile, left - pixels)
         return tile
 
-    def put(self, key: Hashable, tile: Pixels, left: int, pixels: int) -> None:
+    def put(self, key: Key, tile: Pixels, left: int, pixels: int) -> None:
         """Keep a tile that came from `buffer`, of which `left` pixels are wanted in all, `pixels` of them now."""
         self._use(key, tile, left - pixels)
 
@@ -68,12 +83,12 @@ class TileCache:
         """A buffer that is not needed (any more)."""
         self._spare.setdefault(tile.shape, []).append(tile)
 
-    def clear(self) -> None:
-        self._tiles.clear()
-        self._spare.clear()
-        self._bytes = 0
+    def discard(self, source: int) -> None:
+        """Let go of the tiles of a source; their buffers go to the others."""
+        for key in [key for key in self._tiles if key[0] == source]:
+            self.give_back(self._tiles.pop(key)[0])
 
-    def _use(self, key: Hashable, tile: Pixels, left: int) -> None:
+    def _use(self, key: Key, tile: Pixels, left: int) -> None:
         if left > 0:
             self._tiles[key] = (tile, left)
             self._tiles.move_to_end(key)

@@ -54,8 +54,6 @@ class TileFile:
     """An open slide file. OSError or Unsuitable where it cannot be opened or is not for this way of reading."""
 
     def __init__(self, info: SlideInfo) -> None:
-        if info.format not in FORMATS:
-            raise Unsuitable(f"{info.format} is a format for OpenSlide alone")
         self.reads = 0
         self._path = info.path
         self._ahead: dict[tuple[int, int], bytes] = {}
