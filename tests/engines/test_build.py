@@ -1,0 +1,167 @@
+"""engines.build and engines.census with a real TensorRT, which needs no GPU to parse and to build (tensorrt_rtx)."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from onnx import helper
+
+from engines import build as build_module
+from engines.build import BuildCanceled, build
+from engines.census import Census, check_census
+from engines.errors import EngineError
+from engines.flavour import Flavour
+from engines.precision import to_half
+from engines.quantize import calibrate, quantise
+from engines.recipe import BuildOptions, Profile
+from tests.engines.nets import SIDE, convolutions, flavour, folded, mixed, noise, products
+
+PROFILE = [Profile(SIDE, 1, 4, 8)]
+
+
+@pytest.fixture(scope="module")
+def trt() -> Flavour:
+    found = flavour()
+    if not found.portable:
+        pytest.skip(f"{found.name} builds only where there is a GPU")
+    return found
+
+
+def test_fp32(trt: Flavour, tmp_path: Path) -> None:
+    """A float32 graph is built, and everything that computes does so in float32."""
+    built = build(folded(mixed(tmp_path)), "fp32", PROFILE, BuildOptions(), trt)
+    assert built.census.compute == {"fp32": 7}
+    assert len(built.plan) > 1000 and built.seconds > 0
+
+
+def test_fp16(trt: Flavour, tmp_path: Path) -> None:
+    """The converted graph is built, and the parsed network computes in float16 as the graph says."""
+    built = build(to_half(folded(mixed(tmp_path))), "fp16", PROFILE, BuildOptions(), trt)
+    assert built.census.compute == {"fp16": 7}
+    assert built.census.layers["fp32"] > 0  # Softmax and the like
+
+
+@pytest.mark.parametrize("network", [convolutions, products], ids=["convolutions", "products"])
+def test_int8(trt: Flavour, tmp_path: Path, network) -> None:
+    """Q and DQ reach the network, in front of every convolution and product that the graph quantises."""
+    proto = folded(network(tmp_path))
+    ranges = calibrate(proto, noise(8), tmp_path, threads=1)
+    graph = to_half(quantise(proto, ranges))
+    try:
+        built = build(graph, "int8", PROFILE, BuildOptions(), trt)
+    except EngineError as error:
+        if "Myelin" in str(error) or "Cuda Runtime" in str(error):
+            pytest.skip(f"{trt.name} {trt.version} does not build int8 without a GPU: {error}")
+        raise
+    assert built.census.quantised == (1 if network is convolutions else 2)
+    assert built.census.layers["int8"] >= 1
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_silent_fallback_is_refused(trt: Flavour, tmp_path: Path, precision: str) -> None:
+    """A graph that was not converted gives a float32 network: told, and not built."""
+    with pytest.raises(EngineError, match=f"precision {precision}.*7 fp32"):
+        build(folded(mixed(tmp_path)), precision, PROFILE, BuildOptions(), trt)
+
+
+def test_half_where_float32_was_asked_for_is_refused(trt: Flavour, tmp_path: Path) -> None:
+    """fp32 is what others are compared with."""
+    with pytest.raises(EngineError, match="fp32 was asked for.*7 fp16"):
+        build(to_half(folded(mixed(tmp_path))), "fp32", PROFILE, BuildOptions(), trt)
+
+
+def test_what_the_parser_refuses_names_the_node(trt: Flavour, tmp_path: Path) -> None:
+    """An operator that TensorRT does not have is told by its name."""
+    proto = folded(convolutions(tmp_path))
+    proto.graph.node.insert(3, helper.make_node("NoSuchThing", ["nowhere"], ["elsewhere"], name="odd one", domain="x"))
+    proto.opset_import.append(helper.make_opsetid("x", 1))
+    with pytest.raises(EngineError, match="cannot take the network: .*(NoSuchThing|odd one)"):
+        build(proto, "fp32", PROFILE, BuildOptions(), trt)
+
+
+def test_progress_is_told_in_order(trt: Flavour, tmp_path: Path) -> None:
+    """From nothing to all steps of the outermost phase."""
+    steps: list[tuple[str, int, int]] = []
+    build(folded(convolutions(tmp_path)), "fp32", PROFILE, BuildOptions(), trt, progress=lambda *s: steps.append(s))
+    assert len({phase for phase, _, _ in steps}) == 1
+    done = [done for _, done, _ in steps]
+    assert done == sorted(done) and done[0] == 0 and done[-1] == steps[-1][2] > 0
+
+
+def test_a_build_can_be_canceled(trt: Flavour, tmp_path: Path) -> None:
+    """The builder stops at its next step, and says so rather than failing."""
+    cancel = threading.Event()
+    with pytest.raises(BuildCanceled):
+        build(
+            folded(convolutions(tmp_path)), "fp32", PROFILE, BuildOptions(), trt,
+            progress=lambda phase, done, total: cancel.set(), cancel=cancel,
+        )  # fmt: skip
+
+
+def test_ctrl_c_stops_the_builder_before_it_goes_on(trt: Flavour, tmp_path: Path, monkeypatch) -> None:
+    """KeyboardInterrupt reaches the caller, and the builder's thread has ended by then."""
+    calls: list[int] = []
+
+    def interrupted(futures, timeout):
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build_module, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(folded(mixed(tmp_path)), "fp32", PROFILE, BuildOptions(), trt)
+    assert calls == [1]
+    assert not any(thread.name.startswith("tensorrt-build") for thread in threading.enumerate())
+
+
+def test_several_profiles_of_one_size_are_taken(trt: Flavour, tmp_path: Path) -> None:
+    """A small and a large batch may each have kernels of their own."""
+    profiles = [Profile(SIDE, 1, 1, 1), Profile(SIDE, 1, 8, 16)]
+    assert build(folded(convolutions(tmp_path)), "fp32", profiles, BuildOptions(), trt).plan
+
+
+def test_a_profile_of_another_size_is_refused(trt: Flavour, tmp_path: Path) -> None:
+    """TensorRT itself would take it, and fail later with another reason."""
+    with pytest.raises(EngineError, match=r"takes \(-1, 32, 32, 3\), not patches of 64 px"):
+        build(folded(convolutions(tmp_path)), "fp32", [Profile(64, 1, 4, 8)], BuildOptions(), trt)
+
+
+@pytest.mark.parametrize("numbers", [(0, 1, 2), (2, 1, 4), (1, 8, 4)])
+def test_a_profile_out_of_order_is_refused(numbers: tuple[int, int, int]) -> None:
+    """1 <= min <= opt <= max."""
+    with pytest.raises(ValueError, match="min <= opt <= max"):
+        Profile(SIDE, *numbers)
+
+
+def test_engines_for_other_gpus(trt: Flavour, tmp_path: Path) -> None:
+    """For compute capabilities that are named; one that the flavour does not know is told with those it does."""
+    proto = folded(convolutions(tmp_path))
+    assert build(proto, "fp32", PROFILE, BuildOptions(compute_capabilities=("8.6", "8.9")), trt).plan
+    with pytest.raises(EngineError, match=r"cannot build for compute capability 3\.5; it can: .*8\.6"):
+        build(proto, "fp32", PROFILE, BuildOptions(compute_capabilities=("3.5",)), trt)
+    with pytest.raises(EngineError, match="unknown hardware compatibility"):
+        build(proto, "fp32", PROFILE, BuildOptions(hardware="SAME_COMPUTE_CAPABILITY"), trt)
+
+
+def test_an_unknown_precision_is_refused(tmp_path: Path) -> None:
+    """Before anything is loaded."""
+    with pytest.raises(EngineError, match="unknown precision 'int4'; known: fp32, fp16, int8"):
+        build(folded(convolutions(tmp_path)), "int4", PROFILE, BuildOptions(), None)  # type: ignore[arg-type]
+
+
+def test_int8_that_is_not_quantised_in_the_network_is_refused() -> None:
+    """The parser dropping Q and DQ would give a plain fp16 engine under the name of int8."""
+    asked = Census({}, {"fp16": 3}, 2)
+    check_census(Census({}, {"fp16": 3}, 2), asked, "int8")
+    for found in (0, 1):
+        with pytest.raises(EngineError, match=f"2 products are quantised in the graph, {found} in the network"):
+            check_census(Census({}, {"fp16": 3}, found), asked, "int8")
+
+
+def test_one_layer_that_fell_back_is_enough_to_refuse() -> None:
+    """One more float32 product than the graph asks for."""
+    asked = Census({}, {"fp16": 2, "fp32": 1}, 0)
+    check_census(Census({}, {"fp16": 2, "fp32": 1}, 0), asked, "fp16")
+    with pytest.raises(EngineError, match="fell back"):
+        check_census(Census({}, {"fp16": 1, "fp32": 2}, 0), asked, "fp16")

@@ -1,0 +1,151 @@
+"""engines.quantize: what is quantised, with which scales, and how near the answers stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from engines.census import graph_census
+from engines.errors import EngineError
+from engines.precision import tensor_types, to_half
+from engines.quantize import (
+    LEVELS,
+    PRODUCTS,
+    calibrate,
+    half_scale,
+    load_ranges,
+    points,
+    quantise,
+    quantiser,
+    save_ranges,
+)
+from tests.engines.nets import Net, convolutions, folded, mixed, noise, products
+from tests.engines.test_precision import answers
+
+
+def weights(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+
+
+def test_only_wide_products_of_constants_are_quantised(tmp_path: Path) -> None:
+    """Not the first convolution (3 channels), not attention's own product, not the head of two classes."""
+    assert [point.weight for point in points(folded(mixed(tmp_path)))] == ["w1", "wq", "wk"]
+    assert [point.weight for point in points(folded(mixed(tmp_path)), PRODUCTS)] == ["wq", "wk"]
+
+
+def test_a_range_is_what_most_patches_reach(tmp_path: Path) -> None:
+    """One patch in a hundred that is far out does not stretch the range at a coverage of 0.9."""
+    proto = folded(convolutions(tmp_path))
+    patches = np.concatenate([noise(1, seed) // 16 + 120 for seed in range(20)])
+    odd = patches.copy()
+    odd[0] = np.random.default_rng(0).choice(np.array([0, 255], np.uint8), odd[0].shape)
+    narrow = calibrate(proto, patches, tmp_path, threads=1, coverage=0.9)
+    assert list(narrow) == [point.activation for point in points(proto)]
+    assert calibrate(proto, odd, tmp_path, threads=1, coverage=0.9)["r0"] < 1.2 * narrow["r0"]
+    assert calibrate(proto, odd, tmp_path, threads=1, coverage=1.0)["r0"] > 1.2 * narrow["r0"]
+
+
+def test_a_range_is_the_largest_magnitude(tmp_path: Path) -> None:
+    """Measured against the activation itself."""
+    proto = folded(convolutions(tmp_path))
+    patches = noise(6)
+    (name,) = {point.activation for point in points(proto)}
+    found = calibrate(proto, patches, tmp_path, threads=1, coverage=1.0)[name]
+    watched = onnx.ModelProto()
+    watched.CopyFrom(proto)
+    watched.graph.output[0].name = name
+    watched.graph.output[0].type.tensor_type.ClearField("shape")
+    assert found == pytest.approx(float(np.abs(answers(watched, tmp_path, patches)).max()), rel=1e-5)
+
+
+def test_the_answers_stay_near(tmp_path: Path) -> None:
+    """Eight bits, and the rest in float16: a few percent at most on these networks, and not nothing."""
+    patches = noise(16)
+    for network in (convolutions, products):
+        proto = folded(network(tmp_path / network.__name__))
+        before = answers(proto, tmp_path, patches)
+        graph = to_half(quantise(proto, calibrate(proto, patches, tmp_path, threads=1)))
+        after = answers(graph, tmp_path, patches)
+        assert 1e-5 < np.abs(after - before).max() < 0.03
+
+
+def test_weights_are_int8_for_each_output_channel(tmp_path: Path) -> None:
+    """Axis 0 of a convolution, axis 1 of a product; the largest weight of every channel takes the last level."""
+    for network, name, axis in ((convolutions, "w1", 0), (products, "w1", 1)):
+        proto = folded(network(tmp_path / network.__name__))
+        before = weights(proto)[name]
+        found = weights(quantise(proto, dict.fromkeys((point.activation for point in points(proto)), 1.0)))
+        levels, scale = found[f"{name}.int8_{axis}"], found[f"{name}.int8_{axis}.scale"]
+        assert levels.dtype == np.int8 and scale.shape == (before.shape[axis],)
+        other = tuple(place for place in range(before.ndim) if place != axis)
+        assert (np.abs(levels.astype(int)).max(axis=other) >= LEVELS - 1).all()
+        shape = [1] * before.ndim
+        shape[axis] = -1
+        np.testing.assert_allclose(levels * scale.reshape(shape), before, atol=scale.max() * 0.51)
+
+
+def test_scales_are_exact_in_float16_and_cut_nothing_off() -> None:
+    """Rounded up: the largest magnitude is still within 127 levels, also where float16 has few bits left."""
+    largest = np.array([1e-9, 3e-6, 1e-3, 0.0123, 1.0, 777.7, 60000.0], np.float32)
+    scale = half_scale(largest)
+    assert (scale == scale.astype(np.float16).astype(np.float32)).all()
+    assert (scale * LEVELS >= largest * (1 - 1e-6)).all()
+    assert (scale[3:] * LEVELS <= largest[3:] * 1.002).all()
+
+
+def test_no_bias_is_quantised_and_the_rest_is_float16(tmp_path: Path) -> None:
+    """An INT32 bias is what TensorRT's parser refuses."""
+    proto = folded(mixed(tmp_path))
+    graph = to_half(quantise(proto, dict.fromkeys((point.activation for point in points(proto)), 4.0)))
+    assert not [tensor.name for tensor in graph.graph.initializer if tensor.data_type == TensorProto.INT32]
+    types = tensor_types(graph)
+    for node in graph.graph.node:
+        if node.op_type == "DequantizeLinear":
+            assert types[node.input[1]] == types[node.output[0]] == TensorProto.FLOAT16
+    census = graph_census(graph)
+    assert census.compute == {"fp16": 7} and census.quantised == 3
+
+
+def test_an_activation_is_quantised_once(tmp_path: Path) -> None:
+    """Query and key read the same tensor: one Q for both."""
+    proto = folded(mixed(tmp_path))
+    graph = quantise(proto, dict.fromkeys((point.activation for point in points(proto)), 4.0))
+    assert len([node for node in graph.graph.node if node.op_type == "QuantizeLinear"]) == 2
+
+
+def test_nothing_to_quantise_is_told(tmp_path: Path) -> None:
+    """Rather than building fp16 under another name."""
+    net = Net()
+    x = net.node("Flatten", [net.node("GlobalAveragePool", ["input"], "p")], "f")
+    net.node("Gemm", [x, net.random("h", 3, 2)], "logits")
+    proto = folded(net.model(tmp_path))
+    with pytest.raises(EngineError, match="no wide convolution"):
+        calibrate(proto, noise(2), tmp_path, threads=1)
+    with pytest.raises(EngineError, match="no wide MatMul or Gemm"):
+        quantise(folded(convolutions(tmp_path / "c")), {}, PRODUCTS)
+
+
+def test_a_range_that_is_missing_is_told(tmp_path: Path) -> None:
+    """A calibration of another graph does not fit."""
+    with pytest.raises(EngineError, match="knows no range of r0"):
+        quantise(folded(convolutions(tmp_path)), {})
+
+
+def test_ranges_are_kept_and_damage_is_no_ranges(tmp_path: Path) -> None:
+    """A second build need not calibrate; a file that is cut off makes it calibrate again."""
+    path = tmp_path / "a" / "ranges.json"
+    save_ranges(path, {"x": 1.5})
+    assert load_ranges(path) == {"x": 1.5}
+    path.write_bytes(path.read_bytes()[:-6])
+    assert load_ranges(path) is None
+    assert load_ranges(tmp_path / "none.json") is None
+
+
+def test_the_recipe_names_what_it_quantises() -> None:
+    """Two engines that quantise different operators are different engines."""
+    assert quantiser(("MatMul", "Gemm", "Conv")) == "int8-1"
+    assert quantiser(PRODUCTS) == "int8-1(Gemm,MatMul)"
