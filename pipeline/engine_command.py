@@ -94,7 +94,9 @@ def add_parser(commands: Any) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser, configuration: bool = True) -> None:
-    parser.add_argument("--engines", type=Path, metavar="DIR", help="folder of engines (default: the user's cache)")
+    parser.add_argument(
+        "--engines", dest="folder", type=Path, metavar="DIR", help="folder of engines (default: the user's cache)"
+    )
     if configuration:
         parser.add_argument("--config", type=Path, metavar="FILE", help="configuration")
         parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one value")
@@ -258,7 +260,7 @@ def _named(cache: EngineCache, name: str) -> Entry:
 def _cache(args: argparse.Namespace) -> EngineCache:
     from engines.cache import EngineCache
 
-    return EngineCache(args.engines)
+    return EngineCache(args.folder)
 
 
 def _config(args: argparse.Namespace) -> Config:
