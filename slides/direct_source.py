@@ -4,13 +4,13 @@ OpenSlide still says what the slide is (levels, spacing, background), so that bo
 asked for a few patches at the opening: where its pixels and these differ, the slide is left to it. It also reads levels
 that only it knows how to show (of an Aperio slide with missing tiles, which it paints from the levels above).
 
-Pixels are OpenSlide's, with three differences, each on purpose:
+Pixels are OpenSlide's, with these differences, each on purpose:
 
 - a tile that libjpeg warns of fails, with the patches that touch it, where OpenSlide hands out the damaged pixels;
 - on a level whose downsample is no whole number OpenSlide has to shift by up to half a level-0 pixel, and interpolates;
   here the stored pixels come as they are (`Geometry.level_xy` gives whole ones). The self-check allows for it;
-- where the wanted spacing is coarser than the level, tiles and regions are shrunk faster, within the tolerances that
-  `slides.jpeg_tiles.scales` and `slides.shrink` state; on each slide the decoder's shrinking is tried first.
+- where the wanted spacing is coarser than the level, tiles and regions are, if `exact` is not asked for, shrunk faster
+  than by averaging areas, within the tolerances that `slides.direct_check` and `slides.shrink` state.
 
 A patch's pixels depend on its place and the geometry alone: not on the order of reading, the batch or the cache.
 """
@@ -29,7 +29,7 @@ import openslide
 
 from slides.direct_check import check, decoder_may_shrink
 from slides.errors import SlideError
-from slides.geometry import Geometry, SlideInfo
+from slides.geometry import Geometry, SlideInfo, resample
 from slides.jpeg_tiles import TileError, shrink_whole
 from slides.openslide_source import OpenSlideSource, _blocks
 from slides.shrink import shrink
@@ -44,8 +44,10 @@ _OPENSLIDE_CACHE = 8 << 20
 _numbers = itertools.count()
 
 
-def open_direct(path: str | os.PathLike[str], mpp: float | None, cache_bytes: int) -> DirectSource:
-    """Open a slide, whose pixels are compared with OpenSlide's first.
+def open_direct(
+    path: str | os.PathLike[str], mpp: float | None, cache_bytes: int, exact: bool = True
+) -> DirectSource:
+    """Open a slide, whose pixels are compared with OpenSlide's first. `exact`: see `DirectSource`.
 
     Unsuitable where it must be left to OpenSlide; SlideError where OpenSlide cannot open it either.
     """
@@ -57,7 +59,7 @@ def open_direct(path: str | os.PathLike[str], mpp: float | None, cache_bytes: in
         raise Unsuitable(f"{vendor} is a format for OpenSlide alone")
     reference = OpenSlideSource(path, mpp, _OPENSLIDE_CACHE)
     try:
-        source = DirectSource(reference.info, cache_bytes)
+        source = DirectSource(reference.info, cache_bytes, exact)
         try:
             source.check(reference)
         except BaseException:
@@ -71,9 +73,12 @@ def open_direct(path: str | os.PathLike[str], mpp: float | None, cache_bytes: in
 class DirectSource:
     """A `slides.source.Source`. `decodes`: tiles decoded so far; `reads`: reads of the file."""
 
-    def __init__(self, info: SlideInfo, cache_bytes: int = 64 << 20) -> None:
-        """`info`: what OpenSlide says of the slide. Unsuitable, one line, where its file is none for this source."""
+    def __init__(self, info: SlideInfo, cache_bytes: int = 64 << 20, exact: bool = True) -> None:
+        """`info`: what OpenSlide says of the slide. `exact`: shrink as `slides.geometry.resample` does; else faster, and
+        within a grey level of it on average. Unsuitable, one line, where the file is none for this source.
+        """
         self.info = info
+        self._exact = exact
         self.decodes = 0
         self._number = next(_numbers)
         self._cache_bytes = cache_bytes
@@ -178,7 +183,7 @@ class DirectSource:
             factor = _factor(geometry, level.directory)
             share = geometry.patch_width * geometry.patch_height / (geometry.step_x * geometry.step_y)
             width, height = geometry.region_px
-            scaled = factor > 1 and decoder_may_shrink(self._file, level, factor)
+            scaled = factor > 1 and not self._exact and decoder_may_shrink(self._file, level, factor)
             self._views = geometry, _View(level, factor, scaled, width // factor, height // factor, share)
         return self._views[1]
 
@@ -190,7 +195,7 @@ class DirectSource:
             return
         region = self._scratch(view.height, view.width)
         self._region(view, x, y, region)
-        shrink(region, geometry.patch_px, out)
+        (resample if self._exact else shrink)(region, geometry.patch_px, out)
 
     def _region(self, view: _View, x: int, y: int, out: Pixels, tally: _Tally | None = None) -> None:
         """Cut a region whose top left is (x, y) out of the tiles. What cannot be read is an error, or, with a tally,

@@ -62,8 +62,8 @@ def slide(tmp_path: Path, image: np.ndarray) -> Path:
     return write_jpeg_tiff(tmp_path / "slide.tif", [image, halved(image)])
 
 
-def direct(path: Path, cache_bytes: int = 64 << 20) -> DirectSource:
-    source = open_source(path, None, "direct", cache_bytes)
+def direct(path: Path, cache_bytes: int = 64 << 20, exact: bool = True) -> DirectSource:
+    source = open_source(path, None, "direct", cache_bytes, exact)
     assert isinstance(source, DirectSource)
     return source
 
@@ -78,9 +78,16 @@ def read(source, grid: Geometry, xy: np.ndarray) -> tuple[np.ndarray, dict[int, 
     return out, source.read(grid, xy, out)
 
 
-def difference(path: Path, patch_px: int, spacing: float, overlap: float = 0.0, extra: np.ndarray | None = None):
-    """Absolute differences between the two sources, float (n, P, P, 3), over the grid and other places."""
-    ours, theirs = direct(path), OpenSlideSource(path)
+def difference(
+    path: Path,
+    patch_px: int,
+    spacing: float,
+    overlap: float = 0.0,
+    extra: np.ndarray | None = None,
+    exact: bool = True,
+) -> np.ndarray:
+    """Absolute differences between the two sources, int16 (n, P, P, 3), over the grid and other places."""
+    ours, theirs = direct(path, exact=exact), OpenSlideSource(path)
     grid = geometry(ours.info, patch_px, spacing, overlap)
     assert ours.info == theirs.info
     xy = everywhere(grid) if extra is None else np.concatenate([everywhere(grid), extra])
@@ -115,35 +122,37 @@ def test_real_slide(data_dir: Path) -> None:
 
 @pytest.mark.parametrize("spacing", [1.0, 0.998])
 def test_real_slide_shrunk(data_dir: Path, spacing: float) -> None:
-    """Patches that are averaged over 2 x 2 pixels are within half a grey level of the reference on average."""
+    """Patches shrunk by two: no difference, or, in the fast way, less than half a grey level on average."""
     path = data_dir / "slides" / "CMU-1-Small-Region.svs"
-    apart = difference(path, 224, spacing)
-    assert apart.mean((1, 2, 3)).max() < 0.5 and apart.max() <= 24
+    assert difference(path, 224, spacing).max() == 0
+    apart = difference(path, 224, spacing, exact=False)
+    assert apart.mean((1, 2, 3)).max() < 0.5 and 0 < apart.max() <= 24
 
 
 @pytest.mark.parametrize("chroma", ["444", "422", "420", "440", "gray"])
 @pytest.mark.parametrize("factor", [2, 4, 8, 3])
 def test_shrunk_by_a_whole_factor(tmp_path: Path, chroma: str, factor: int) -> None:
-    """Within a grey level of the reference on average, at edges too."""
+    """No difference, at edges too; in the fast way less than 1.3 grey levels on average."""
     path = write_jpeg_tiff(tmp_path / "a.tif", [tissue(1100, 900)], Flavour(chroma, tile=(240, 240)))
-    apart = difference(path, 60, 0.5 * factor)
+    assert difference(path, 60, 0.5 * factor).max() == 0
+    apart = difference(path, 60, 0.5 * factor, exact=False)
     assert apart.mean((1, 2, 3)).max() < 1.3 and apart.max() < 30
 
 
 def test_the_decoder_shrinks_only_where_that_is_close(tmp_path: Path) -> None:
     """A slide whose colours change from pixel to pixel is averaged instead, at the decoder's cost: tried on the slide."""
     loud = write_jpeg_tiff(tmp_path / "loud.tif", [tissue(900, 700, chroma=60)])
-    apart = difference(loud, 64, 1.0)
-    assert apart.max() == 0
+    assert difference(loud, 64, 1.0, exact=False).max() == 0
     calm = write_jpeg_tiff(tmp_path / "calm.tif", [tissue(900, 700)])
-    assert 0 < difference(calm, 64, 1.0).mean() < 1
+    assert 0 < difference(calm, 64, 1.0, exact=False).mean() < 1
 
 
 @pytest.mark.parametrize("factor", [1.05, 1.3, 1.5, 1.77, 2.0045, 2.3, 2.75, 3.3])
 def test_shrunk_by_another_factor(tmp_path: Path, factor: float) -> None:
-    """Within a grey level of the reference on average."""
+    """No difference; in the fast way less than a grey level on average."""
     path = write_jpeg_tiff(tmp_path / "a.tif", [tissue(1100, 900)])
-    apart = difference(path, 224, 0.5 * factor)
+    assert difference(path, 224, 0.5 * factor).max() == 0
+    apart = difference(path, 224, 0.5 * factor, exact=False)
     assert apart.mean((1, 2, 3)).max() < 1 and apart.max() < 24
 
 
@@ -259,15 +268,16 @@ def test_every_tile_damaged(tmp_path: Path, image: np.ndarray) -> None:
     assert isinstance(source, OpenSlideSource) and "cannot be compared" in source.notice
 
 
-def test_patches_depend_on_nothing_but_their_place(slide: Path) -> None:
+@pytest.mark.parametrize("exact", [True, False])
+def test_patches_depend_on_nothing_but_their_place(slide: Path, exact: bool) -> None:
     """Order, company, cache: the same pixels."""
     for spacing in (0.5, 0.73, 1.0):
-        source = direct(slide)
+        source = direct(slide, exact=exact)
         grid = geometry(source.info, 50, spacing, 0.4)
         xy = everywhere(grid)
         out, _ = read(source, grid, xy)
         order = np.random.default_rng(1).permutation(len(xy))
-        shuffled, _ = read(direct(slide, cache_bytes=0), grid, xy[order])
+        shuffled, _ = read(direct(slide, cache_bytes=0, exact=exact), grid, xy[order])
         assert np.array_equal(shuffled, out[order])
         one, _ = read(source, grid, xy[7:8])
         assert np.array_equal(one[0], out[7])
@@ -448,16 +458,16 @@ def test_closed_is_closed(slide: Path) -> None:
 
 def test_resampling_is_that_of_the_reference_beside_the_grid(slide: Path) -> None:
     """A patch at an odd place cannot use tiles shrunk by two: its region is averaged by the common function."""
-    source, plain = direct(slide), OpenSlideSource(slide)
+    source, plain = direct(slide, exact=False), OpenSlideSource(slide)
     grid = Geometry(64, 1.0, 0, 1.0, (128, 128), "area", 128, 128, 128, 128, 5, 4)
     xy = np.array([[33, 21], [32, 21]])
     out, _ = read(source, grid, xy)
     native = Geometry(128, 0.5, 0, 1.0, (128, 128), "none", 128, 128, 128, 128, 5, 4)
     regions, _ = read(plain, native, xy)
     expected = np.empty((64, 64, 3), np.uint8)
-    for patch, region in zip(out, regions, strict=True):
+    for patch, region, most in zip(out, regions, (0, 20), strict=True):
         resample(region, 64, expected)
-        assert np.array_equal(patch, expected)
+        assert np.abs(patch.astype(int) - expected).max() <= most
     assert np.array_equal(expected, cv2.resize(regions[1], (64, 64), interpolation=cv2.INTER_AREA))
 
 
@@ -478,7 +488,7 @@ def fuzz_slides(tmp_path: Path, count: int, seed: int) -> Counter[str]:
             mutate(rng, data)
         path.write_bytes(data)
         try:
-            source = DirectSource(info)
+            source = DirectSource(info, exact=number % 3 > 0)
         except Unsuitable as error:
             outcome["refused"] += 1
             assert "\n" not in str(error)
