@@ -5,9 +5,9 @@
     python -m benchmarks.batcher --profile FILE  the first, under cProfile; look at FILE with pstats
 
 A null worker does everything that the protocol asks of a real one and nothing else: a reader says that its rows are
-filled, an inference worker answers Started and Inferred with made-up probabilities, the aggregator acknowledges records
+filled, an inference worker answers Inferred with made-up probabilities, the aggregator acknowledges records
 in groups as the real one does. So the batcher takes and sends as many messages per batch as in a real run: Fill, Filled,
-Run, Started, Inferred, Record, and a share of a Journaled.
+Run, Inferred, Record, and a share of a Journaled.
 """
 
 from __future__ import annotations
@@ -49,7 +49,6 @@ from pipeline.wire import (
     Record,
     Run,
     SlideDone,
-    Started,
     Stop,
     Submit,
     Write,
@@ -94,7 +93,7 @@ class Null:
                 rows = sum(len(segment[3]) for segment in message.segments) // 8
                 return [Filled(message.lease, rows, [], [])]
             case Run():
-                return [Started(message.lease), Inferred(message.lease, self._made_up(message.count), [])]
+                return [Inferred(message.lease, self._made_up(message.count), [])]
             case Record():
                 if not self._records:
                     self._since = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import zmq
 
@@ -21,7 +22,8 @@ class Link:
     """A DEALER socket with the manners of this protocol. Belongs to the thread that made it.
 
     Every lease carries in its high bits the boot of the batcher that granted it. After a batcher has died, leases of the
-    dead one may still lie in this socket; they are dropped, as its successor knows nothing of them.
+    dead one may still lie in this socket; they are dropped, as its successor knows nothing of them. Hello says that the
+    worker touches no slot, so as long as `holding` is true, none is said.
     """
 
     def __init__(self, address: str, name: str, generation: int, hello: Hello, beat_s: float):
@@ -29,6 +31,8 @@ class Link:
         self._beat_s = beat_s
         self._boot: int | None = None
         self._said_hello_to = 0
+        self._asked_by = 0
+        self.holding = False
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, f"{name}.{generation}".encode())
@@ -53,6 +57,7 @@ class Link:
         """The next message for the stage, or None after `timeout_s` (beats are sent meanwhile). Stopped when told to."""
         deadline = time.monotonic() + timeout_s
         while True:
+            self._say_hello()
             self.beat()
             left = deadline - time.monotonic()
             if not self._socket.poll(max(0.0, min(left, self._beat_s)) * 1000):
@@ -72,10 +77,9 @@ class Link:
             case Welcome():
                 self._boot = message.boot
             case Who():
-                if message.boot > self._said_hello_to:
-                    self._said_hello_to = message.boot
+                if message.boot > self._asked_by:
+                    self._asked_by = message.boot
                     self._boot = None
-                    self.send(Hello(message.boot, *self._fields()))
             case Stop():
                 raise Stopped
             case _:
@@ -84,9 +88,10 @@ class Link:
                     return message
         return None
 
-    def _fields(self) -> tuple:
-        hello = self._hello
-        return hello.kind, hello.run, hello.pid, hello.credit, hello.detail
+    def _say_hello(self) -> None:
+        if self._asked_by > self._said_hello_to and not self.holding:
+            self._said_hello_to = self._asked_by
+            self.send(replace(self._hello, boot=self._asked_by))
 
     def close(self) -> None:
         self._socket.close()

@@ -186,14 +186,6 @@ class Run(Message):
 
 
 @dataclass(frozen=True, slots=True)
-class Started(Message):
-    """The batch is being executed from here on: if the worker dies, this batch is among the suspects."""
-
-    KIND: ClassVar[int] = 31
-    lease: int
-
-
-@dataclass(frozen=True, slots=True)
 class Consumed(Message):
     """The slot's pixels are copied: the slot may be filled anew, before the result is there."""
 

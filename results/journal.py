@@ -65,7 +65,7 @@ class Patches:
 
 
 def _frame(body: Any) -> bytes:
-    data = msgpack.packb(body, use_bin_type=True)
+    data = msgpack.packb(body, use_bin_type=True, unicode_errors="surrogateescape")
     return _HEAD.pack(len(data), zlib.crc32(data)) + data
 
 
@@ -80,7 +80,7 @@ def _frames(data: bytes) -> Iterator[tuple[Any, int]]:
         if len(body) < size or zlib.crc32(body) != check:
             return
         at += _HEAD.size + size
-        yield msgpack.unpackb(body, raw=False, strict_map_key=False), at
+        yield msgpack.unpackb(body, raw=False, strict_map_key=False, unicode_errors="surrogateescape"), at
 
 
 def read(folder: Path) -> tuple[dict, Patches, int] | None:

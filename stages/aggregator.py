@@ -67,7 +67,7 @@ class Aggregator:
             return
         if ask.retry:
             journal.retry()
-            journal.flush()
+        journal.flush()  # what a batcher is told of must be on disk
         self._link.send(Known(ask.slide, journal.header, journal.patches.states.tobytes()))
 
     def _begin(self, begin: Begin) -> None:

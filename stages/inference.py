@@ -16,7 +16,7 @@ from engines.errors import EngineError
 from pipeline import log
 from pipeline.link import Link
 from pipeline.memory import SharedSlots
-from pipeline.wire import Consumed, Inferred, Refused, Run, Started
+from pipeline.wire import Consumed, Inferred, Refused, Run
 from pipeline.worker import EXIT_FAULT, Post, main
 
 WAIT_S = 0.002  # for the oldest batch, before looking at the socket again
@@ -43,6 +43,7 @@ class Inference:
 
     def step(self, patience_s: float) -> None:
         """Take a lease if a context is idle (waiting for one at most `patience_s`), then see to the busy ones."""
+        self._link.holding = any(not busy.returned for busy in self._busy)
         if self._idle:
             message = self._link.receive(0.0 if self._busy else patience_s)
             if isinstance(message, Run):
@@ -57,7 +58,6 @@ class Inference:
 
     def _start(self, lease: Run) -> None:
         context = self._idle.pop()
-        self._link.send(Started(lease.lease))
         context.submit(self._slots.patches(lease.slot, lease.count))
         self._busy.append(Busy(context, lease))
 

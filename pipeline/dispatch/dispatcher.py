@@ -34,7 +34,6 @@ from pipeline.wire import (
     Planned,
     Refused,
     Report,
-    Started,
     Stop,
     Submit,
     Welcome,
@@ -60,9 +59,17 @@ class Dispatcher:
         self._awaited: dict[tuple[str, int], float] | None = None  # None: the supervisor has not spoken yet
         self._gone: dict[str, int] = {}  # the last generation of each name that is dead, or as good as dead
         self.stale = 0
+        self._news_at: float | None = None  # when something was heard that may let work be handed out
 
     def letters(self) -> list[tuple[tuple[str, int], Message]]:
-        """What is to be sent, in order; each is addressed to (name, generation)."""
+        """What is to be sent, in order; each is addressed to (name, generation).
+
+        Work is handed out here, once for all that was heard since the last call.
+        """
+        if self._news_at is not None and self._awaited is not None and not self._awaited:
+            self._intake.offer(self._news_at)
+            self._feed.offer(self._news_at)
+        self._news_at = None
         letters, self._board.outbox = self._board.outbox, []
         return letters
 
@@ -84,7 +91,7 @@ class Dispatcher:
             case Stop():
                 for worker in self._board.leases.workers.values():
                     self._board.send(worker, Stop())
-        self._offer(now)
+        self._news_at = now
 
     def _worker_died(self, message: Dead) -> None:
         if self._awaited is not None:
@@ -103,7 +110,7 @@ class Dispatcher:
     def from_worker(self, name: str, generation: int, message: Message, now: float) -> None:
         self._advance(now)
         worker = self._board.leases.get(name, generation)
-        if worker is not None and isinstance(message, Beat | Started):
+        if worker is not None and isinstance(message, Beat):
             worker.heard_at = now  # and nothing else has changed, so there is nothing new to offer
             return
         if isinstance(message, Hello):
@@ -114,7 +121,7 @@ class Dispatcher:
         else:
             worker.heard_at = now
             self._answer(worker, message, now)
-        self._offer(now)
+        self._news_at = now
 
     def _hello(self, name: str, generation: int, message: Hello, now: float) -> None:
         leases = self._board.leases
@@ -192,18 +199,13 @@ class Dispatcher:
                 self._awaited[name, generation] = now
                 self._gone[name] = generation  # a Hello that comes too late saves nobody
                 self._board.tell_supervisor(Condemn(name, generation, "does not answer the new batcher"))
-        self._offer(now)
+        self._news_at = now
 
     def _condemn(self, worker: Worker, reason: str) -> None:
         """Its leases stay where they are until the supervisor has reaped it: a hanging process may still write."""
         if not worker.condemned:
             worker.condemned = True
             self._board.tell_supervisor(Condemn(worker.name, worker.generation, reason))
-
-    def _offer(self, now: float) -> None:
-        if self._awaited is not None and not self._awaited:
-            self._intake.offer(now)
-            self._feed.offer(now)
 
     def _advance(self, now: float) -> None:
         self._account.advance(now, self._board.leases.workers.values(), self._idle_is)

@@ -30,7 +30,6 @@ from pipeline.wire import (
     Record,
     Refused,
     Run,
-    Started,
     Welcome,
     Who,
     Write,
@@ -322,7 +321,6 @@ class Inference(Process):
         return True
 
     def serve(self, lease: Run) -> None:
-        self.send(Started(lease.lease))
         self.world.reads(self, lease.slot)
         rows = list(self.world.memory[lease.slot][: lease.count])
         self.running.append(Executing(lease, rows, self.rng.randrange(3)))
