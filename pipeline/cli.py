@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or error}", EXIT_FAULT)
-    except Exception as error:  # without this, Python would leave with 1, which means that a slide failed
+    except Exception as error:  # noqa: BLE001 (without this, Python would leave with 1: "a slide failed")
         traceback.print_exc()
         return _complain(f"a fault of slidestream: {type(error).__name__}: {error}", EXIT_FAULT)
 

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 MAX_LINE_BYTES = 64 * 1024  # a longer line is cut: a log must not become a way to fill memory
+BRIEF_LINES = 2
 _FIRST = ("timestamp", "level", "process", "event", "slide")
 _COLOURS = {"debug": "2", "warning": "33", "error": "31", "critical": "31;1"}
 
@@ -173,6 +174,17 @@ def to_console(record: MutableMapping[str, Any], colours: bool) -> str:
     return line
 
 
+def brief(record: MutableMapping[str, Any]) -> dict[str, Any]:
+    """For a console beside a log file that keeps everything: of a traceback or a dump, the line that says most."""
+    shown = dict(record)
+    for name in ("text", "exception"):
+        lines = [line for line in str(record.get(name) or "").splitlines() if line.strip()]
+        if len(lines) > BRIEF_LINES:
+            crash = lines[0].startswith("Fatal Python error")
+            shown[name] = f"{lines[0] if crash else lines[-1]} (more in the log file)"
+    return shown
+
+
 def _field(value: object) -> str:
     text = _printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
     return json.dumps(text, ensure_ascii=False) if isinstance(value, str) and (" " in text or not text) else text
@@ -246,9 +258,10 @@ class LogSink:
         """Show and keep one record."""
         if self._hear is not None:
             self._hear(record)
-        self.show(self._text(record))
         if self._fd is None:
+            self.show(self._text(record))
             return
+        self.show(self._text(record if self._fmt == "json" else brief(record)))
         try:
             os.write(self._fd, (to_json(record) + "\n").encode("utf-8", "backslashreplace"))
         except OSError as error:

@@ -45,6 +45,8 @@ def hold(out: Path) -> Iterator[Path]:
         except OSError as error:
             raise ConfigError(f"--out {out}: {error.strerror}; free some space, or name another folder") from error
         yield private
+        with contextlib.suppress(OSError):
+            sweep(out)  # what writers left that were killed and replaced
     finally:
         os.close(lock)
 

@@ -86,6 +86,9 @@ def run_slides(found: list[Found], config: Config, options: Options, notices: li
             ending, watch, elapsed_s = _supervise(run, settings, config, model, submissions, sink, progress)
         finally:
             progress.close()
+        for verdict in submissions.verdicts.values():
+            if verdict.state == "complete":  # an aggregator that was killed at the end may have left its journal
+                shutil.rmtree(work_folder(private, verdict.id), ignore_errors=True)
         code = exit_code(ending, list(submissions.verdicts.values()))
         invocation = {"started": began.isoformat(timespec="seconds"), "command": sys.argv, "host": platform.node()}
         total = sum(size for _, size in bound)

@@ -171,6 +171,7 @@ def assert_quarantined(done: Finished, x: int, y: int, words: str, table: pd.Dat
     assert summary["state"] == "partial"
     assert [(entry["minx"], entry["miny"]) for entry in summary["failed_patches"]] == [(x, y)]
     assert "quarantined" in summary["failed_patches"][0]["reason"] and words in summary["failed_patches"][0]["reason"]
+    assert any("Segmentation fault" in entry.get("text", "") for entry in done.log)
     others = table[(table.minx != x) | (table.miny != y)].reset_index(drop=True)
     assert_same(done.table("small"), others)
 
