@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.crew import Member
 from pipeline.rundir import RunDir
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,11 +55,13 @@ class Child:
         os.close(self.stderr)
 
 
-def spawn(kind: str, name: str, generation: int, run: RunDir, memory_fd: int) -> Child:
+def spawn(member: Member, generation: int, run: RunDir, memory_fd: int) -> Child:
     """Start `python -m stages.<kind>`. To be called from the main thread: the child dies with the thread that made it."""
+    kind, name = member.kind, member.name
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(read_end, False)
-    command = [sys.executable, "-m", f"stages.{kind}", "--run", str(run.path), "--name", name]
+    command = ["taskset", "--cpu-list", member.cpus] if member.cpus else []
+    command += [sys.executable, "-m", f"stages.{kind}", "--run", str(run.path), "--name", name]
     command += ["--generation", str(generation), "--memory", str(memory_fd), "--parent", str(os.getpid())]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     try:
@@ -69,7 +72,7 @@ def spawn(kind: str, name: str, generation: int, run: RunDir, memory_fd: int) ->
             stderr=write_end,
             pass_fds=(memory_fd,),
             start_new_session=True,  # Ctrl-C on the terminal reaches the supervisor alone
-            env={**_ONE_THREAD, **os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+            env={**_ONE_THREAD, **os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **member.environment},
         )
     finally:
         os.close(write_end)

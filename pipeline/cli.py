@@ -10,10 +10,11 @@ import argparse
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
-from engines.errors import ModelError
-from pipeline import __version__
+from engines.errors import EngineError, ModelError
+from pipeline import __version__, engine_command
 from pipeline.config import Config, ConfigError, load_config
 from pipeline.memory import MemoryLack
 from pipeline.worker import EXIT_CONFIGURATION, EXIT_FAULT
@@ -34,6 +35,7 @@ Run cancer-detection models over whole-slide images: slides in, heatmaps out.
   slidestream demo                          see it work on a synthetic slide
   slidestream run SLIDES/ --out RESULTS/    run a model over a folder of slides
   slidestream check                         what it would use on this machine
+  slidestream engine build MODEL            an engine for this machine's GPU
 """
 
 RUN_EPILOG = f"""\
@@ -51,14 +53,14 @@ Ctrl-C once finishes what is under way, twice stops at once.
 def main(arguments: list[str] | None = None) -> int:
     """The exit code."""
     words = sys.argv[1:] if arguments is None else arguments
-    parser = _parser(slide_options="make-slide" in words)
+    parser = _parser(words)
     args = parser.parse_args(words)
     if args.command is None:
         parser.print_help()
         return EXIT_CONFIGURATION
     try:
         return args.command(args)
-    except (ConfigError, ModelError, SlideError, MemoryLack) as error:
+    except (ConfigError, EngineError, ModelError, SlideError, MemoryLack) as error:
         return _complain(str(error), EXIT_CONFIGURATION)
     except KeyboardInterrupt:
         return _complain("interrupted before anything was under way", 75)
@@ -78,8 +80,8 @@ def _complain(problem: str, code: int) -> int:
     return code
 
 
-def _parser(slide_options: bool = True) -> argparse.ArgumentParser:
-    """`slide_options`: with those of make-slide, whose code a run would only lose time with."""
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """`words`: the command line. Options whose code a run would only lose time with are there if they are asked for."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("slidestream", description=DESCRIPTION, epilog=EXIT_CODES, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"slidestream {__version__}")
@@ -119,9 +121,25 @@ def _parser(slide_options: bool = True) -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     slide.add_argument("file", type=Path, metavar="OUT.tif")
-    if slide_options:
+    if "make-slide" in words:
         _add_slide_options(slide)
     slide.set_defaults(command=_make_slide)
+
+    engine_command.add_parser(commands)
+
+    bench = commands.add_parser(
+        "bench", help="measure this machine", description="Measure this machine.", formatter_class=raw
+    )
+    benches = bench.add_subparsers(metavar="WHAT", title="what", required=True)
+    reading = benches.add_parser(
+        "read",
+        help="how fast a slide can be read",
+        description="Patches a second of this slide by OpenSlide and by slidestream's own decoding, on one core and more.",
+        formatter_class=raw,
+    )
+    if "bench" in words:
+        _add_read_options(reading)
+    reading.set_defaults(command=_bench_read)
 
     check = commands.add_parser(
         "check",
@@ -153,6 +171,12 @@ def _add_progress(parser: argparse.ArgumentParser) -> None:
 
 def _add_slide_options(parser: argparse.ArgumentParser) -> None:
     from slides.synthetic import add_arguments
+
+    add_arguments(parser)
+
+
+def _add_read_options(parser: argparse.ArgumentParser) -> None:
+    from pipeline.read_bench import add_arguments
 
     add_arguments(parser)
 
@@ -197,6 +221,12 @@ def _make_slide(args: argparse.Namespace) -> int:
     for path in truth_paths(args.file):
         print(f"{path}: the truth")
     return 0
+
+
+def _bench_read(args: argparse.Namespace) -> int:
+    from pipeline.read_bench import run
+
+    return run(args)
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
 from functools import partial
@@ -21,6 +22,8 @@ from typing import Any, Protocol
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 MAX_LINE_BYTES = 64 * 1024  # a longer line is cut: a log must not become a way to fill memory
 BRIEF_LINES = 2
+RAW_WAIT_S = 0.5  # loose lines of a process wait so long for the rest of their traceback
+RAW_LINES = 500
 _FIRST = ("timestamp", "level", "process", "event", "slide")
 _COLOURS = {"debug": "2", "warning": "33", "error": "31", "critical": "31;1"}
 
@@ -217,6 +220,7 @@ class LogSink:
         self.show = self._write if show is None else show
         self._hear: Callable[[MutableMapping[str, Any]], None] | None = None
         self._rest: dict[str, bytes] = {}
+        self._raw: dict[str, tuple[float, list[str]]] = {}
         self._complained = False
         self._fd = None if file is None else os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
@@ -237,22 +241,32 @@ class LogSink:
     def end(self, process: str) -> None:
         """The process is gone: what is left of its last line is all there will be."""
         self._lines(process, [rest] if (rest := self._rest.pop(process, b"")) else [])
+        self._flush_raw(process)
+
+    def settle(self, now: float | None = None) -> None:
+        """To be called now and then: loose lines that have waited for others long enough become records."""
+        now = time.monotonic() if now is None else now
+        for process, (since, _) in list(self._raw.items()):
+            if now - since > RAW_WAIT_S:
+                self._flush_raw(process)
 
     def _lines(self, process: str, lines: list[bytes]) -> None:
-        raw: list[str] = []  # neighbouring lines that are no records are one thing, such as a traceback
         for line in lines:
             record = parse(line, process)
             if record["event"] == "stderr" and "text" in record:
+                raw = self._raw.setdefault(process, (time.monotonic(), []))[1]
                 raw.append(record["text"])
+                if len(raw) >= RAW_LINES:
+                    self._flush_raw(process)
                 continue
-            self._flush_raw(process, raw)
+            self._flush_raw(process)
             self.emit(record)
-        self._flush_raw(process, raw)
 
-    def _flush_raw(self, process: str, raw: list[str]) -> None:
+    def _flush_raw(self, process: str) -> None:
+        """Neighbouring lines that are no records are one thing, such as a traceback, though they come in pieces."""
+        _, raw = self._raw.pop(process, (0.0, []))
         if text := "\n".join(raw).strip("\n"):
             self.emit(raw_record(text, process))
-        raw.clear()
 
     def emit(self, record: MutableMapping[str, Any]) -> None:
         """Show and keep one record."""
@@ -288,7 +302,7 @@ class LogSink:
 
     def close(self) -> None:
         """Show what is left and close the file. Can be called twice."""
-        for process in list(self._rest):
+        for process in {*self._rest, *self._raw}:
             self.end(process)
         if self._fd is not None:
             os.close(self._fd)

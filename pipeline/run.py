@@ -20,6 +20,7 @@ import structlog
 from engines.model import Model, load_model
 from pipeline import __version__, log, memory
 from pipeline.config import Config, ConfigError, memory_bound, model_directory, resolve, result_hash
+from pipeline.crew import crew
 from pipeline.log import LogSink
 from pipeline.machine import MIB, detect
 from pipeline.outcome import exit_code, run_record, snapshot, summary
@@ -175,13 +176,7 @@ def _supervise(
     if submissions.finished:
         return Ending(0), Watch(started_at=time.monotonic()), 0.0
     layout = memory.Layout(**settings["layout"])
-    prepare(model, run.model)
     run.settings.write_text(json.dumps(settings))
-    crew = [("aggregator", "aggregator")]
-    crew += [("reader", f"reader-{i}") for i in range(config.reader.workers)]
-    crew += [("tissue", f"tissue-{i}") for i in range(config.tissue.workers)]
-    crew += [("inference", f"inference-{i}") for i in range(config.inference.workers)]
-    crew += [("writer", f"writer-{i}") for i in range(config.writer.workers)]
     logger = structlog.get_logger()
 
     def watching(watch: Watch) -> None:
@@ -194,9 +189,9 @@ def _supervise(
 
     memory_fd = memory.create(layout)
     try:
-        supervisor = Supervisor(run, memory_fd, settings, crew, submissions, sink, watching, ended)
+        supervisor = Supervisor(run, memory_fd, settings, crew(config), submissions, sink, watching, ended)
         began = time.monotonic()
-        ending = supervisor.run()
+        ending = supervisor.run(lambda: prepare(model, run.model))
         return ending, supervisor.watch, time.monotonic() - began
     finally:
         os.close(memory_fd)

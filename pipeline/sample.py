@@ -67,7 +67,10 @@ def sample(
 
 def _from_slide(slide: Found, model: Model, config: Config, wanted: int, seed: int) -> np.ndarray:
     """uint8 (n, P, P, 3), n <= wanted: random ones of the slide's plan, read in its order. Raises SlideError."""
-    source = open_source(slide.path, config.slides.mpp, config.slides.source, config.slides.cache_mb << 20)
+    settings = config.slides
+    source = open_source(
+        slide.path, settings.mpp, settings.source, settings.cache_mb << 20, settings.shrink == "exact"
+    )
     try:
         grid = geometry(source.info, model.patch_px, model.spacing, config.tissue.overlap)
         overview = source.overview(config.slides.overview_px)

@@ -40,8 +40,17 @@ class Slides(Section):
         "Micrometres per pixel at level 0, used for every slide instead of what the slide says; null: from the slide.",
         ge=0.05, le=20.0, changes_results=True,
     )  # fmt: skip
-    source: Literal["auto", "openslide"] = _key(
-        "auto", "Which reader of pixels: auto takes the fastest that serves the slide.", changes_results=True
+    source: Literal["auto", "openslide", "direct"] = _key(
+        "auto",
+        "Who decodes: direct is slidestream itself, tile by tile (JPEG-tiled TIFF and SVS); auto is direct where a check "
+        "finds OpenSlide's pixels, and else OpenSlide.",
+        changes_results=True,
+    )
+    shrink: Literal["exact", "fast"] = _key(
+        "exact",
+        "How patches are made smaller where no level has the wanted spacing: exact, or fast (while decoding; within 1.5 "
+        "grey levels on average, tried on each slide).",
+        changes_results=True,
     )
     ahead: int = _key(
         4, "Slides opened, masked and planned before their turn, so that no worker waits between slides.", ge=1, le=256
@@ -50,7 +59,7 @@ class Slides(Section):
         2048, "Longest side of the overview from which the tissue mask is made, in pixels.",
         ge=256, le=8192, changes_results=True,
     )  # fmt: skip
-    cache_mb: int = _key(64, "OpenSlide's tile cache in each slide reader, in MiB.", ge=1, le=65536)
+    cache_mb: int = _key(64, "Decoded tiles that each slide reader keeps, in MiB.", ge=1, le=65536)
     read_timeout_s: float = _key(
         30.0, "A slide reader that needs longer than this for one patch is replaced, in seconds.", ge=1, le=3600
     )

@@ -44,6 +44,7 @@ PROCESS_BYTES = {
     "writer": 130 * MIB,
 }
 # Of one open slide: a buffer for 2048 x 2048 pixels as OpenSlide gives them (16 MiB), and tile directories.
+READER_WORK_BYTES = 12 * MIB  # OpenSlide's cache during the check of a slide, read-ahead, one region before shrinking
 OPEN_SLIDE_BYTES = 24 * MIB
 OVERVIEW_WORK_BYTES_PER_PIXEL = 16  # pixels as read, composited RGB, and the mask's planes
 PICTURE_WORK_BYTES_PER_PIXEL = 40  # of a heatmap as it is drawn and packed; 30 were measured
@@ -134,6 +135,7 @@ def memory_bound(
     reader = (
         PROCESS_BYTES["reader"]
         + config.slides.cache_mb * MIB
+        + READER_WORK_BYTES
         + OPEN_SLIDE_BYTES * slides_held
         + overview * OVERVIEW_WORK_BYTES_PER_PIXEL
     )

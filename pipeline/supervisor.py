@@ -18,7 +18,8 @@ import structlog
 import zmq
 
 from pipeline.children import Backoff, Child, Death, judge, oom_kills, spawn
-from pipeline.dispatch.board import SUPERVISOR
+from pipeline.crew import Member
+from pipeline.dispatch.board import INFERENCE, SUPERVISOR
 from pipeline.link import HIGH_WATER
 from pipeline.log import LogSink
 from pipeline.rundir import RunDir
@@ -82,14 +83,14 @@ class Watch:
 
 
 class Supervisor:
-    """One run. `crew` is (kind, name) of every worker but the batcher."""
+    """One run. `crew` is every worker but the batcher."""
 
     def __init__(
         self,
         run: RunDir,
         memory_fd: int,
         settings: dict[str, Any],
-        crew: list[tuple[str, str]],
+        crew: list[Member],
         submissions: Submissions,
         sink: LogSink,
         watching: Callable[[Watch], None],
@@ -100,8 +101,7 @@ class Supervisor:
         self._memory_fd = memory_fd
         self._run_id = settings["run"]
         self._config = settings["config"]["supervisor"]
-        self._crew = [(BATCHER, BATCHER), *crew]
-        self._kinds = {name: kind for kind, name in self._crew}
+        self._crew = {member.name: member for member in (Member(BATCHER, BATCHER), *crew)}
         self._submissions = submissions
         self._sink = sink
         self._watching = watching
@@ -124,14 +124,22 @@ class Supervisor:
 
     # ------------------------------------------------------------ the loop
 
-    def run(self) -> Ending:
-        """Until every slide is done, or something ends the run earlier. To be called from the main thread."""
+    def run(self, prepare: Callable[[], None]) -> Ending:
+        """Until every slide is done, or something ends the run earlier. To be called from the main thread.
+
+        `prepare` makes what the inference workers need, while the others start; what it raises ends the run.
+        """
         self.watch.started_at = time.monotonic()
         self._sink.listen(self._hear)
         restore = self._catch_signals()
         try:
-            for kind, name in self._crew:
-                self._start(kind, name)
+            first = [member for member in self._crew.values() if member.kind != INFERENCE]
+            for member in first:
+                self._start(member)
+            prepare()
+            for member in self._crew.values():
+                if member.kind == INFERENCE:
+                    self._start(member)
             while self._ending is None:
                 self._step()
             return self._finish(self._ending)
@@ -152,7 +160,8 @@ class Supervisor:
         for name, at in list(self._start_at.items()):
             if now >= at:
                 del self._start_at[name]
-                self._start(self._kinds[name], name)
+                self._start(self._crew[name])
+        self._sink.settle()
         self._find_hanging(now)
         self._answer_signals(now)
         self._watching(self.watch)
@@ -185,14 +194,14 @@ class Supervisor:
 
     # ------------------------------------------------------------ processes
 
-    def _start(self, kind: str, name: str) -> None:
-        generation = self._generations.get(name, 0) + 1
-        self._generations[name] = generation
-        child = spawn(kind, name, generation, self._run_dir, self._memory_fd)
-        self._children[name] = child
+    def _start(self, member: Member) -> None:
+        generation = self._generations.get(member.name, 0) + 1
+        self._generations[member.name] = generation
+        child = spawn(member, generation, self._run_dir, self._memory_fd)
+        self._children[member.name] = child
         self._poller.register(child.pidfd, zmq.POLLIN)
         self._poller.register(child.stderr, zmq.POLLIN)
-        if kind == BATCHER:
+        if member.kind == BATCHER:
             self._greet_batcher()
 
     def _greet_batcher(self) -> None:

@@ -27,9 +27,9 @@ CHUNK = 8
 class OpenSlides:
     """The slides that this reader has open; the one that was used longest ago is closed first."""
 
-    def __init__(self, limit: int, mpp: float | None, kind: str, cache_bytes: int):
+    def __init__(self, limit: int, mpp: float | None, kind: str, cache_bytes: int, exact: bool):
         self._limit = limit
-        self._arguments = (mpp, kind, cache_bytes)
+        self._arguments = (mpp, kind, cache_bytes, exact)
         self._open: OrderedDict[int, Source] = OrderedDict()
 
     def get(self, slide: int, path: str) -> Source:
@@ -64,6 +64,7 @@ class Reader:
             config["slides"]["mpp"],
             config["slides"]["source"],
             config["slides"]["cache_mb"] << 20,
+            config["slides"]["shrink"] == "exact",
         )
 
     def open(self, lease: Open) -> Opened | Refused:
@@ -71,6 +72,8 @@ class Reader:
             source = self._slides.get(lease.slide, lease.path)
             grid = geometry(source.info, self._model["patch_px"], self._model["spacing"], self._overlap)
             overview = source.overview(self._overview_px, self._link.beat)
+            if source.notice:
+                self._log.info(source.notice, slide=lease.path)
         except SlideError as error:
             self._slides.drop(lease.slide)
             return Refused(lease.lease, error.reason)

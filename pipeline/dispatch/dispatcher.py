@@ -252,7 +252,7 @@ class Dispatcher:
             "waiting_input_s": round(waited_s, 3),
             "waiting_room_s": 0.0,
         }
-        active = [s for s in slides if s.state is SlideState.READING]
+        active = [s for s in slides if s.state in (SlideState.READING, SlideState.WRITING) and s.xy is not None]
         return Report(
             {
                 "boot": self._board.leases.boot,

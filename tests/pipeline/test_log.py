@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -227,7 +228,21 @@ def test_a_listener_hears_every_record():
     sink = LogSink("console", io.StringIO())
     sink.listen(heard.append)
     sink.feed("w", line() + b"\ngarbage\n")
+    sink.end("w")
     assert [record["event"] for record in heard] == ["slide opened", "stderr"]
+
+
+def test_a_traceback_that_comes_in_pieces_is_one_record():
+    """Loose lines wait a moment for their neighbours, and longer for none."""
+    heard = []
+    sink = LogSink("console", io.StringIO())
+    sink.listen(heard.append)
+    sink.feed("w", b"Traceback\n  File x")
+    sink.feed("w", b", line 1\n")
+    sink.settle()
+    assert heard == []
+    sink.settle(time.monotonic() + 1)
+    assert [record["text"] for record in heard] == ["Traceback\n  File x, line 1"]
 
 
 def test_colours_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch):
