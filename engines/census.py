@@ -35,17 +35,13 @@ class Census:
 
     layers: dict[str, int]
     compute: dict[str, int]
-    """Only convolutions and matrix products."""
-    quantised: int
-    """Convolutions and matrix products whose inputs come from DequantizeLinear: they may run in int8."""
+    """Only convolutions and matrix products; "int8" are those whose inputs come from DequantizeLinear."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {"layers": self.layers, "compute": self.compute, "quantised": self.quantised}
+        return {"layers": self.layers, "compute": self.compute}
 
     def show(self) -> str:
         parts = [f"{count} {name}" for name, count in sorted(self.compute.items())]
-        if self.quantised:
-            parts.append(f"{self.quantised} of them quantised")
         return f"convolutions and matrix products: {', '.join(parts) or 'none'}"
 
 
@@ -54,7 +50,6 @@ def graph_census(proto: onnx.ModelProto) -> Census:
     types = tensor_types(proto)
     layers: Counter[str] = Counter()
     compute: Counter[str] = Counter()
-    quantised = 0
     dequantised = {name for node in proto.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     for node in proto.graph.node:
         if not node.output:
@@ -62,16 +57,15 @@ def graph_census(proto: onnx.ModelProto) -> Census:
         name = _graph_type(types.get(node.output[0], 0))
         layers[name] += 1
         if node.op_type in _OPERATORS:
-            compute[name] += 1
-            quantised += all(source in dequantised for source in node.input[:2])
-    return Census(dict(sorted(layers.items())), dict(sorted(compute.items())), quantised)
+            quantised = all(source in dequantised for source in node.input[:2])
+            compute["int8" if quantised else name] += 1
+    return Census(dict(sorted(layers.items())), dict(sorted(compute.items())))
 
 
 def network_census(network: Any) -> Census:
     """What a parsed `INetworkDefinition` holds, constants left out."""
     layers: Counter[str] = Counter()
     compute: Counter[str] = Counter()
-    quantised = 0
     dequantised: set[str] = set()
     for index in range(network.num_layers):
         layer = network.get_layer(index)
@@ -85,10 +79,10 @@ def network_census(network: Any) -> Census:
         if layer.type.name == "DEQUANTIZE" or passed_on:
             dequantised.add(output.name)
         if layer.type.name in _LAYERS:
-            compute[name] += 1
             sources = [layer.get_input(place) for place in range(min(2, layer.num_inputs))]
-            quantised += all(source is None or source.name in dequantised for source in sources)
-    return Census(dict(sorted(layers.items())), dict(sorted(compute.items())), quantised)
+            quantised = all(source is None or source.name in dequantised for source in sources)
+            compute["int8" if quantised else name] += 1
+    return Census(dict(sorted(layers.items())), dict(sorted(compute.items())))
 
 
 def check_census(found: Census, asked: Census, precision: str) -> None:
@@ -98,18 +92,14 @@ def check_census(found: Census, asked: Census, precision: str) -> None:
         if other:
             raise EngineError(f"precision fp32 was asked for, but {found.show()}")
         return
-    slow = found.compute.get("fp32", 0)
-    if slow > asked.compute.get("fp32", 0):
+    slow = found.compute.get("fp32", 0) > asked.compute.get("fp32", 0)
+    lacking = any(found.compute.get(name, 0) < asked.compute.get(name, 0) for name in ("fp16", "int8"))
+    if slow or lacking:
         raise EngineError(
             f"precision {precision} fell back: the graph asks for {asked.show()}; the network has {found.show()}"
         )
-    if not found.compute.get("fp16"):
-        raise EngineError(f"precision {precision} was asked for, but nothing computes in fp16: {found.show()}")
-    if precision == "int8" and (not found.quantised or found.quantised < asked.quantised):
-        raise EngineError(
-            f"precision int8 fell back: {asked.quantised} products are quantised in the graph, {found.quantised} in "
-            "the network"
-        )
+    if not found.compute.get(precision):
+        raise EngineError(f"precision {precision} was asked for, but nothing computes in {precision}: {found.show()}")
 
 
 def _graph_type(elem_type: int) -> str:

@@ -44,8 +44,7 @@ _BETWEEN = frozenset(
 )
 # Inputs that the operator's definition wants in float32.
 _FULL_INPUTS = {"Resize": (1, 2), "Upsample": (1,)}
-# From this opset on Q and DQ take float16 scales.
-_HALF_SCALES_OPSET = 19
+_QUANTISATION = ("QuantizeLinear", "DequantizeLinear")
 
 
 def to_half(proto: onnx.ModelProto, *, kept_ops: Iterable[str] = KEPT) -> onnx.ModelProto:
@@ -60,8 +59,7 @@ def to_half(proto: onnx.ModelProto, *, kept_ops: Iterable[str] = KEPT) -> onnx.M
     _lift_constants(graph)
     _fold_batch_norms(graph)
     types = tensor_types(proto)
-    opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    work = _Conversion(graph, types, frozenset(kept_ops), opset)
+    work = _Conversion(graph, types, frozenset(kept_ops))
     work.decide()
     work.rewrite()
     del graph.value_info[:]
@@ -158,12 +156,13 @@ class _Conversion:
     graph: onnx.GraphProto
     types: dict[str, int]
     kept_ops: frozenset[str]
-    opset: int
     full: list[bool] = field(default_factory=list)
     """Per node: float32 stays. Says nothing of nodes without float32 tensors."""
     weights: dict[str, onnx.TensorProto] = field(default_factory=dict)
+    dequantised: set[str] = field(default_factory=set)
 
     def decide(self) -> None:
+        self.dequantised = {n for node in self.graph.node if node.op_type == "DequantizeLinear" for n in node.output}
         self.weights = {tensor.name: tensor for tensor in self.graph.initializer}
         self.full = [self._stays(node) for node in self.graph.node]
         producer = {name: i for i, node in enumerate(self.graph.node) for name in node.output if name}
@@ -196,10 +195,11 @@ class _Conversion:
     def _stays(self, node: onnx.NodeProto) -> bool:
         if node.op_type in self.kept_ops or node.name.startswith(PREFIX) or node.domain not in ("", "ai.onnx"):
             return True
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and self.opset < _HALF_SCALES_OPSET:
+        # What is quantised computes in int8 and scales in float32: see engines.quantize.
+        if node.op_type in _QUANTISATION or any(name in self.dequantised for name in node.input):
             return True
         # Made from whole numbers (positions, sizes), which float16 holds exactly only up to 2048.
-        if not any(self._floats(node.input)) and node.op_type != "DequantizeLinear":
+        if not any(self._floats(node.input)):
             return True
         skip = _FULL_INPUTS.get(node.op_type, ())
         return any(

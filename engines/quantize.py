@@ -1,9 +1,9 @@
 """INT8 by explicit quantisation: QuantizeLinear and DequantizeLinear around the inputs of convolutions and products.
 
 What is quantised and how is what TensorRT fuses into int8 kernels: activations one symmetric scale for a tensor, weights one
-for each output channel and stored as int8, biases not at all. Everything else, and the results of the products, become
-float16 (engines.precision). Scales are rounded up to float16 before anything is quantised with them, so that converting
-them later changes nothing.
+for each output channel and stored as int8, biases not at all. Scales and the quantised products stay float32, everything else
+becomes float16 (engines.precision): a product of int8 adds up whole numbers far beyond float16, and with float16 scales
+tensorrt_rtx 1.4 scales the sum after converting it, which gives infinities (measured on ViT-B/16: NaN for every patch).
 
 A range is the largest magnitude that a share of the calibration patches reaches (`coverage`), not the largest of all: one
 odd patch should not coarsen the scale for all others.
@@ -30,12 +30,12 @@ QUANTISER = "int8-1"
 PRODUCTS = ("MatMul", "Gemm")
 QUANTISABLE = ("Conv", *PRODUCTS)
 COVERAGE = 0.999
-MIN_OPSET = 19  # from here on scales may be float16
+MIN_OPSET = 13  # from here on weights may have one scale for each channel
 LEVELS = 127
 # Narrower products gain nothing from int8 and lose most: the first layer (3 channels), depthwise convolutions, the head.
 MIN_WIDTH = 16
 _BATCH = 8
-_SMALLEST_SCALE = 2.0**-24  # float16's smallest number
+_SMALLEST_SCALE = 1e-12  # of a channel without weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ def quantise(
 ) -> onnx.ModelProto:
     """A new graph with Q and DQ at `points`, still float32 otherwise: engines.precision.to_half comes next.
 
-    Raises EngineError: nothing to quantise, a range is missing, or ONNX cannot lift the graph to opset 19.
+    Raises EngineError: nothing to quantise, a range is missing, or ONNX cannot lift the graph to opset 13.
     """
     proto = _lifted(proto)
     graph = proto.graph
@@ -182,12 +182,9 @@ def quantise(
     return proto
 
 
-def half_scale(largest: np.ndarray | float) -> np.ndarray:
-    """Scale for magnitudes up to `largest`: a float16 number (as float32), rounded up so that nothing is cut off."""
-    exact = np.maximum(np.asarray(largest, np.float32) / LEVELS, _SMALLEST_SCALE)
-    scale = exact.astype(np.float16)
-    low = scale.astype(np.float32) < exact
-    return np.where(low, np.nextafter(scale, np.float16(np.inf)), scale).astype(np.float32)
+def scale_for(largest: np.ndarray | float) -> np.ndarray:
+    """float32 scale at which magnitudes up to `largest` fill the levels; never 0."""
+    return np.maximum(np.asarray(largest, np.float32) / np.float32(LEVELS), np.float32(_SMALLEST_SCALE))
 
 
 def load_ranges(path: Path) -> Ranges | None:
@@ -219,7 +216,7 @@ def _lifted(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def _activation(graph: onnx.GraphProto, name: str, largest: float) -> tuple[str, list[onnx.NodeProto]]:
     base = f"{name}.int8"
-    graph.initializer.append(numpy_helper.from_array(half_scale(largest).reshape(()), base + ".scale"))
+    graph.initializer.append(numpy_helper.from_array(scale_for(largest).reshape(()), base + ".scale"))
     graph.initializer.append(numpy_helper.from_array(np.zeros((), np.int8), base + ".zero"))
     parameters = [base + ".scale", base + ".zero"]
     return base + ".back", [
@@ -231,7 +228,7 @@ def _activation(graph: onnx.GraphProto, name: str, largest: float) -> tuple[str,
 def _weight(graph: onnx.GraphProto, tensor: onnx.TensorProto, axis: int) -> tuple[str, list[onnx.NodeProto]]:
     values = numpy_helper.to_array(tensor)
     others = tuple(place for place in range(values.ndim) if place != axis)
-    scale = half_scale(np.abs(values).max(axis=others))
+    scale = scale_for(np.abs(values).max(axis=others))
     shape = [1] * values.ndim
     shape[axis] = -1
     levels = np.rint(values / scale.reshape(shape)).clip(-LEVELS, LEVELS).astype(np.int8)

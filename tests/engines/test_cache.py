@@ -19,7 +19,7 @@ from engines.recipe import BuildOptions, Profile
 from tests.engines.fake_gpu import GPU, OTHER_GPU
 from tests.engines.test_flavour import fake
 
-BUILT = Built(b"plan" * 100, Census({"fp16": 3}, {"fp16": 2}, 0), ("a warning",), 1.25)
+BUILT = Built(b"plan" * 100, Census({"fp16": 3}, {"fp16": 2}), ("a warning",), 1.25)
 FULL = Flavour("tensorrt", "11.4", fake(rtx=False))
 RTX = Flavour("tensorrt_rtx", "1.4", fake(rtx=True))
 

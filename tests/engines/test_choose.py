@@ -57,7 +57,7 @@ class World:
         self.built.append((precision, quantised))
         if problem := self.refused.get((precision, convolutions)):
             raise EngineError(problem)
-        return Built(f"{precision} {quantised}".encode(), Census({}, {}, quantised), (), 0.1)
+        return Built(f"{precision} {quantised}".encode(), Census({}, {}), (), 0.1)
 
     def opened(self, entry: Entry) -> GpuEngine:
         precision = entry.identity.precision
