@@ -14,18 +14,19 @@ FAILURES_SHOWN = 20
 
 def snapshot(watch: Watch, submissions: Submissions, elapsed_s: float) -> Status:
     """The run at this moment."""
-    report = watch.report
-    over = list(submissions.verdicts.values())
+    over = [verdict for verdict in submissions.verdicts.values() if not verdict.skipped]
+    # The last report may still have slides in it that are done since: each counts once.
+    active = [entry[1:] for entry in watch.report.get("active", []) if entry[0] not in submissions.verdicts]
     return Status(
         slides_total=len(submissions.found),
         slides_done=submissions.count("complete"),
         slides_failed=submissions.count("failed"),
         slides_partial=submissions.count("partial"),
-        patches_planned=sum(v.planned for v in over if not v.skipped) + report.get("planned", 0),
-        patches_inferred=sum(v.inferred for v in over if not v.skipped) + report.get("inferred", 0),
-        patches_failed=sum(v.failed for v in over if not v.skipped) + report.get("failed", 0),
+        patches_planned=sum(v.planned for v in over) + sum(planned for _, _, _, planned in active),
+        patches_inferred=sum(v.inferred for v in over) + sum(inferred for _, inferred, _, _ in active),
+        patches_failed=sum(v.failed for v in over) + sum(failed for _, _, failed, _ in active),
         stages=stages(watch),
-        active=tuple((slide, done + bad, planned) for slide, done, bad, planned, _ in report.get("active", [])),
+        active=tuple((slide, inferred + failed, planned) for slide, inferred, failed, planned in active),
         elapsed_s=elapsed_s,
     )
 
@@ -59,7 +60,7 @@ def run_record(
     """The contents of run.json: see docs/results.md."""
     status = snapshot(watch, submissions, elapsed_s)
     verdicts = sorted(submissions.verdicts.items())
-    begun = {v.id for _, v in verdicts if not v.skipped} | {entry[0] for entry in watch.report.get("active", [])}
+    begun = {v.id for _, v in verdicts if not v.skipped} | {entry[1] for entry in watch.report.get("active", [])}
     carried = sum(submissions.carried.get(slide, 0) for slide in begun)
     done_now = max(0, status.patches_inferred - carried)
     return {

@@ -23,6 +23,7 @@ from slides.noise import hash_unit
 from slides.scene import Scene
 from slides.stain import Stain
 from slides.texture import CHUNK, check_resolution, render
+from slides.tiff_writer import Page, TiffWriter
 from slides.truth import Truth, read_truth, replace_file, write_truth
 
 __all__ = ["SyntheticSlide", "Truth", "add_arguments", "from_arguments", "make_slide", "parse_size", "read_truth"]
@@ -226,8 +227,6 @@ def make_slide(
     progress is called with the part that is done, 0..1. threads: as many as this process has CPUs, at most 8, if None.
     Raises OSError where the file cannot be written.
     """
-    import tifffile  # only here: whoever reads slides imports this module's truth without it
-
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     threads = threads or min(8, len(os.sched_getaffinity(0)))
@@ -242,24 +241,14 @@ def make_slide(
     def write(temporary: Path) -> None:
         # A JPEG of noisy tissue has up to 1.2 bytes a pixel below quality 95; classic TIFF ends at 4 GiB.
         big = settings.width * settings.height * (1.6 if settings.quality < 95 else 4.0) > 2**32 - 2**25
-        with tifffile.TiffWriter(temporary, bigtiff=big, byteorder="<") as tiff:
+        sampling = _SAMPLING[settings.subsampling][1]
+        with open(temporary, "w+b") as file:
+            tiff = TiffWriter(file, big)
             streams: Iterator[bytes] = tiles
             for number, (width, height) in enumerate(sizes):
-                scale = settings.mpp * settings.width / width if number else settings.mpp
-                tiff.write(
-                    streams,
-                    shape=(height, width, 3),
-                    dtype=np.uint8,
-                    tile=(settings.tile, settings.tile),
-                    photometric="ycbcr",
-                    subsampling=_SAMPLING[settings.subsampling][1],
-                    compression="jpeg",
-                    resolution=(1e4 / scale, 1e4 / scale),
-                    resolutionunit="CENTIMETER",
-                    subfiletype=1 if number else 0,
-                    software="slidestream",
-                    metadata=None,
-                )
+                per_cm = 1e4 / settings.mpp * width / settings.width
+                page = Page(width, height, settings.tile, sampling, (per_cm, per_cm), number > 0, "slidestream")
+                tiff.add(page, streams)
                 if below is not None and number + 1 < len(sizes):
                     streams = iter(below.levels()[number].streams)
 

@@ -257,10 +257,7 @@ class Dispatcher:
             {
                 "boot": self._board.leases.boot,
                 "slides": {state.value: sum(1 for s in slides if s.state is state) for state in SlideState},
-                "active": [[s.id, s.inferred, s.failed, s.planned, s.urgent] for s in active[:32]],
-                "inferred": sum(s.inferred for s in active),
-                "failed": sum(s.failed for s in active),
-                "planned": sum(s.planned for s in active),
+                "active": [[s.number, s.id, s.inferred, s.failed, s.planned] for s in active],
                 "slots": self._feed.slots.counts(),
                 "suspects": len(self._feed.suspects),
                 "records": len(self._records),
