@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from slides.discover import Found
 
 from pipeline.config import Config
 from pipeline.run import Options, run_slides
 from results.layout import output_path
+from slides.discover import Found
 from slides.synthetic import SyntheticSlide, make_slide
 from slides.truth import Truth, read_truth
 
