@@ -49,7 +49,7 @@ class Feed:
             reader = self._board.leases.able(READER, idle=alone)
             if reader is None:
                 break
-            batch = self.suspects.next(urgent) if alone else self._compose(urgent)
+            batch = self.suspects.next(urgent) if alone else self._compose(urgent, reader.name)
             self._floor.charge(urgent, batch.count)
             slot = self.slots.fill(batch)
             lease = self._board.leases.grant(reader, "fill", _Filling(batch, slot), now, alone)
@@ -67,12 +67,12 @@ class Feed:
             urgent = True  # the slots that are kept for urgent work are no use to routine
         return urgent if urgent is not None and self.slots.room(urgent) else None
 
-    def _compose(self, urgent: bool) -> Batch:
-        """A batch of a class that has pending patches."""
+    def _compose(self, urgent: bool, reader: str) -> Batch:
+        """A batch of a class that has pending patches, as far as may be where this reader was before."""
         segments: list[Segment] = []
 
         def take(slide: SlideWork, rows: int) -> int:
-            patches = slide.take(rows)
+            patches = slide.take(rows, reader)
             segments.append(Segment(slide.number, patches))
             return len(patches)
 

@@ -2,6 +2,11 @@
 
 Every planned patch is in exactly one place: pending here, in a lease or slot, recorded (its result is on the way to the
 journal), or settled (the journal has it, inferred or failed).
+
+Pending patches lie in stretches of the plan, each of which one reader goes through from its start: neighbours share
+stored tiles, and a reader that gets every n-th batch would decode what the others decode too. A reader that has nothing
+left takes the second half of the longest stretch, as idle threads steal work (Blumofe and Leiserson, 1999): stretches
+are long as long as there is much to do, and no reader idles at the end.
 """
 
 from __future__ import annotations
@@ -13,6 +18,8 @@ from enum import Enum
 import numpy as np
 
 INFERRED, FAILED = 1, 2  # as in the journal; 0 is pending
+
+_NOBODY = ""
 
 
 class SlideState(Enum):
@@ -51,7 +58,7 @@ class SlideWork:
     deficit: int = 0  # pipeline.dispatch.schedule
     seconds: dict[str, float] = field(default_factory=dict)
     _order: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
-    _next: int = 0
+    _stretches: dict[str, tuple[int, int]] = field(default_factory=dict)  # by reader: from, to, in _order; never empty
     _returned: deque[np.ndarray] = field(default_factory=deque)
 
     def begin(self, xy: np.ndarray, states: np.ndarray | None = None) -> None:
@@ -60,7 +67,7 @@ class SlideWork:
         if states is None:
             states = np.zeros(len(xy), np.uint8)
         self._order = np.flatnonzero(states == 0).astype(np.int32)
-        self._next = 0
+        self._stretches = {_NOBODY: (0, len(self._order))} if len(self._order) else {}
         self._returned.clear()
         self.inferred = int(np.count_nonzero(states == INFERRED))
         self.failed = int(np.count_nonzero(states == FAILED))
@@ -72,28 +79,56 @@ class SlideWork:
 
     @property
     def pending(self) -> int:
-        return len(self._order) - self._next + sum(len(part) for part in self._returned)
+        stretches = sum(stop - start for start, stop in self._stretches.values())
+        return stretches + sum(len(part) for part in self._returned)
 
     @property
     def has_pending(self) -> bool:
-        return self.state is SlideState.READING and (self._next < len(self._order) or bool(self._returned))
+        return self.state is SlideState.READING and bool(self._stretches or self._returned)
 
     @property
     def settled(self) -> bool:
         return self.inferred + self.failed == self.planned
 
-    def take(self, count: int) -> np.ndarray:
-        """At most `count` pending patches, int32, neighbours first; those given back come before all others."""
+    def take(self, count: int, reader: str = _NOBODY) -> np.ndarray:
+        """At most `count` pending patches, int32, neighbours first, that go on where this reader was; those given back
+        come before all others."""
         if self._returned:
             part = self._returned.popleft()
             if len(part) > count:
                 self._returned.appendleft(part[count:])
                 part = part[:count]
         else:
-            part = self._order[self._next : self._next + count]
-            self._next += len(part)
+            part = self._go_on(count, reader)
         self.in_flight += len(part)
         return part
+
+    def _go_on(self, count: int, reader: str) -> np.ndarray:
+        if reader not in self._stretches and self._stretches:
+            self._claim(count, reader)
+        start, stop = self._stretches.pop(reader, (0, 0))
+        end = min(start + count, stop)
+        if end < stop:
+            self._stretches[reader] = (end, stop)
+        return self._order[start:end]
+
+    def _claim(self, count: int, reader: str) -> None:
+        """A stretch for a reader that has none: the one that nobody has, or the end of the longest, half of it but at
+        least `count`."""
+        untouched = self._stretches.pop(_NOBODY, None)
+        if untouched is not None:
+            self._stretches[reader] = untouched
+            return
+        longest = max(self._stretches, key=self._length)
+        start, stop = self._stretches.pop(longest)
+        cut = max(start, min(start + (stop - start + 1) // 2, stop - count))
+        if cut > start:
+            self._stretches[longest] = (start, cut)
+        self._stretches[reader] = (cut, stop)
+
+    def _length(self, reader: str) -> int:
+        start, stop = self._stretches[reader]
+        return stop - start
 
     def give_back(self, patches: np.ndarray) -> None:
         """Leased patches that came to nothing are pending again, first in line."""

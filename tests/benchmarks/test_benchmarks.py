@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import table
 from benchmarks.batcher import Crowd, mind
+from benchmarks.decodes import Sharing, count, planned
 from benchmarks.memory import split
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +53,16 @@ def test_batcher_runs_among_null_workers() -> None:
     record = json.loads(done.stdout)
     assert record["figures"]["batches_per_s"] > 0
     assert {"processor", "cores", "date", "load_before"} <= record["machine"].keys()
+
+
+@pytest.mark.parametrize("tile", [240, 256])
+@pytest.mark.parametrize("batch", [32, 64])
+def test_readers_that_share_a_slide_decode_each_tile_about_once(tile: int, batch: int) -> None:
+    """Whatever readers and batches: at most 1.15 decodes per tile; one reader alone, hardly more than one."""
+    corners = planned(4000, "wide")
+    assert count(Sharing(1, batch, tile), corners) <= 1.02
+    for readers in (2, 4, 6):
+        assert count(Sharing(readers, batch, tile), corners) <= 1.15
 
 
 def test_a_failing_command_is_told_with_its_last_words() -> None:

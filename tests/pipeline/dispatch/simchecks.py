@@ -100,7 +100,9 @@ def audit(world: World) -> None:
 
 
 def audit_slide(world: World, slide: Any, flying: list, recorded: list) -> None:
-    pending = slide._order[slide._next :].tolist() + [p for part in slide._returned for p in part.tolist()]
+    stretches = [slide._order[start:stop].tolist() for start, stop in slide._stretches.values()]
+    assert all(stretches), f"{slide.id}: a reader has an empty stretch"
+    pending = [p for part in (*stretches, *(part.tolist() for part in slide._returned)) for p in part]
     assert len(pending) == slide.pending and slide.has_pending == bool(pending)
     assert len(flying) == slide.in_flight, f"{slide.id}: in_flight is {slide.in_flight}, not {len(flying)}"
     assert len(recorded) == slide.recorded
