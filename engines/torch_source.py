@@ -115,6 +115,8 @@ def image_dtype(network: Any) -> Any:
 
 def reason(error: BaseException) -> str:
     """What PyTorch said, without its tracebacks of TorchScript and without advice for its own developers."""
+    if type(error).__module__.startswith("torch.onnx") and error.__cause__ is not None:
+        return reason(error.__cause__)  # the exporter itself only says at which step it was
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # An error inside TorchScript ends with the line that matters; others begin with it.
     telling = [line for line in lines if line.startswith(("RuntimeError:", "ValueError:", "IndexError:"))]

@@ -1,0 +1,137 @@
+"""Builds AOTInductor engines: from the PyTorch network in a model directory to a .pt2 package in the engine cache.
+
+    entry = AotiMaker(cache).make(model, "fp16", 128, gpu)
+
+The package is compiled code, for one batch size and one kind of GPU. In the cache it lies beside TensorRT's plans, with the
+same sidecar; its flavour is "aoti", its version PyTorch's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from engines.build import Built
+from engines.cache import EngineCache, Entry
+from engines.census import check_census
+from engines.choose import Opener, Trial, Tried, check
+from engines.errors import EngineError, ModelError
+from engines.flavour import Flavour
+from engines.gpu import Gpu
+from engines.identity import Identity
+from engines.model import Model
+from engines.recipe import Profile
+from engines.torch_source import INSTALL, SOURCES, find_source, kind_of, load_torch, quiet, reason
+
+FLAVOUR = "aoti"
+# How a network becomes a program. Raise it when the same network would be compiled otherwise.
+RECIPE = "aoti-1"
+PRECISIONS = ("fp16", "fp32")
+HOST = Gpu(name="CPU", compute_capability=platform.machine())
+"""What a package for the CPU is for. They are built in tests alone; runs on a CPU use ONNX Runtime."""
+
+Tell = Callable[[str], None]
+
+
+def load_aoti() -> Flavour:
+    """PyTorch as a flavour. Raises EngineError where there is none, or one without AOTInductor packages."""
+    try:
+        torch = load_torch()
+    except ImportError as error:
+        raise EngineError(f"backend aoti wants PyTorch: {INSTALL}") from error
+    if not hasattr(torch._inductor, "aoti_load_package"):
+        raise EngineError(f"backend aoti wants PyTorch 2.6 or later, here is {torch.__version__}")
+    return Flavour(FLAVOUR, str(torch.__version__), torch)
+
+
+class AotiMaker:
+    """Makes engines in a cache. `tell` takes lines for a person."""
+
+    def __init__(self, cache: EngineCache, *, autotune: bool = False, tell: Tell = lambda line: None) -> None:
+        """`autotune`: compare kernels for convolutions and products while building, which takes minutes."""
+        self.cache, self.autotune, self.tell = cache, autotune, tell
+        self.flavour = load_aoti()
+
+    def identity(self, model: Model, source: Path, precision: str, batch: int, gpu: Gpu) -> Identity:
+        """`source`: the PyTorch network's file."""
+        with source.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return Identity(
+            model=model.sha256,
+            graph=sha256,
+            precision=precision,
+            recipe=RECIPE,
+            calibration="",
+            classes=len(model.classes),
+            profiles=[Profile(model.patch_px, 1, batch, batch).to_dict()],
+            options={"autotune": self.autotune},
+            flavour=self.flavour.name,
+            flavour_version=self.flavour.version,
+            target=str(gpu),
+        )
+
+    def make(self, model: Model, precision: str, batch: int, gpu: Gpu, *, rebuild: bool = False) -> Entry:
+        """The engine for batches of up to `batch`, built where it is not there. Raises ModelError, EngineError."""
+        if precision not in PRECISIONS:
+            raise EngineError(f"backend aoti builds {' and '.join(PRECISIONS)}, not {precision}")
+        kind, source = pytorch_source(model)
+        wanted = self.identity(model, source, precision, batch, gpu)
+        entry = None if rebuild else self.cache.find(wanted)
+        if entry is not None and not entry.problem:
+            self.tell(f"{entry.plan.name}: is there already")
+            return entry
+        if entry is not None:
+            self.tell(f"{entry.plan.name}: {entry.problem}; building it again")
+        built = self._compile(kind, source, model, precision, batch, "cpu" if gpu == HOST else "cuda")
+        self.tell(f"built in {built.seconds:.1f} s: {len(built.plan) >> 20} MiB; {built.census.show()}")
+        return self.cache.put(model.name, wanted, built, gpu)
+
+    def choose(
+        self, model: Model, batch: int, gpu: Gpu, trial: Trial, opened: Opener, *, rebuild: bool = False
+    ) -> Tried:
+        """FP16 where it is right, else FP32, verified and timed. Raises EngineError: neither is right."""
+        reasons = []
+        for precision in PRECISIONS:
+            tried = check(self.make(model, precision, batch, gpu, rebuild=rebuild), trial, gpu, opened)
+            speed = f", {tried.speed:,.0f} patches/s" if tried.speed else ""
+            reasons.append(f"aoti {precision}: {tried.verification.show()}{speed}")
+            self.tell(reasons[-1])
+            if tried.verification.passed:
+                return tried
+        raise EngineError(f"no engine is right: {'; '.join(reasons)}")
+
+    def _compile(self, kind: str, source: Path, model: Model, precision: str, batch: int, device: str) -> Built:
+        from engines.aoti_graph import folded_program, program_census
+
+        torch = self.flavour.trt
+        started = time.monotonic()
+        program = folded_program(kind, source, model, precision, batch, device)
+        census, resizing = program_census(program)
+        check_census(census, resizing, precision)
+        configuration: dict[str, Any] = {"max_autotune": True} if self.autotune else {}
+        with tempfile.TemporaryDirectory(prefix="slidestream-") as folder:
+            path = Path(folder) / "network.pt2"
+            try:
+                with quiet(), torch.no_grad():
+                    torch._inductor.aoti_compile_and_package(
+                        program, package_path=str(path), inductor_configs=configuration
+                    )
+            except Exception as error:  # PyTorch raises whatever its parts raise
+                raise EngineError(f"AOTInductor could not build {precision} of {source}: {reason(error)}") from error
+            package = path.read_bytes()
+        return Built(package, census, (), time.monotonic() - started)
+
+
+def pytorch_source(model: Model) -> tuple[str, Path]:
+    """(kind, file) of the PyTorch network in a model directory. Raises ModelError where it has only ONNX."""
+    found = find_source(model.directory)
+    if found is None:
+        names = " or ".join(SOURCES.values())
+        remedy = "make the directory with slidestream model import from the PyTorch network, or use --backend tensorrt"
+        raise ModelError(model.directory, f"holds ONNX alone; backend aoti needs the PyTorch source ({names})", remedy)
+    return kind_of(found[1]), found[1]

@@ -1,0 +1,249 @@
+"""engines.aoti: PyTorch networks compiled ahead, on the processor here, with the cache and the proof of every engine."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed (the extra `import`)")
+
+from engines import aoti_graph
+from engines.aoti import AotiNetwork, open_aoti, translated
+from engines.aoti_build import HOST, AotiMaker, load_aoti, pytorch_source
+from engines.backend import fastest
+from engines.cache import EngineCache, read_entry, record_verification
+from engines.check import prepare
+from engines.choose import Trial, check
+from engines.errors import EngineError, ModelError
+from engines.import_model import import_model, realistic_patches
+from engines.model import load_model
+from engines.onnx_engine import open_session
+from tests.engines.host_device import HostDevice
+from tests.engines.tiny import tiny_config, tiny_model
+
+SIDE, BATCH = 40, 4
+
+
+class Net(torch.nn.Module):
+    """Convolutions with and without batch normalisation, one whose weights are shared, attention, a constant in the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first = torch.nn.Conv2d(3, 8, 4, 4, bias=False)
+        self.norm = torch.nn.BatchNorm2d(8)
+        self.shared = torch.nn.Conv2d(8, 8, 1)
+        self.one, self.two = torch.nn.BatchNorm2d(8), torch.nn.BatchNorm2d(8)
+        self.qkv = torch.nn.Linear(8, 24)
+        self.head = torch.nn.Linear(8, 2)
+        for part in (self.norm, self.one, self.two):
+            torch.nn.init.uniform_(part.running_mean, -0.2, 0.2)
+            torch.nn.init.uniform_(part.running_var, 0.5, 2.0)
+
+    def forward(self, images):
+        x = torch.relu(self.norm(self.first(images)))
+        x = self.one(self.shared(x)) + self.two(self.shared(x))
+        x = x.flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(x).unsqueeze(1).chunk(3, dim=3)
+        x = (
+            torch.nn.functional.scaled_dot_product_attention(q, k, v).squeeze(1)
+            + torch.arange(8, dtype=torch.float32) * 0.01
+        )
+        return self.head(x.mean(1)) * 3.0
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Model directories of Net by the kind of their source, with Resize 48 to 40 px."""
+    folder = tmp_path_factory.mktemp("models")
+    network = Net().eval()
+    config = tiny_config(patch_px=48, resize=SIDE)
+    (folder / "config.json").write_text(json.dumps(config))
+    example = torch.zeros(2, 3, SIDE, SIDE)
+    torch.jit.save(torch.jit.trace(network, example), folder / "net.pt")
+    found = {"torchscript": import_model(folder / "net.pt", folder / "ts", config=folder / "config.json").model}
+    try:
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError:
+        return found
+    shapes = ({0: torch.export.Dim("batch", min=1, max=4096)},)
+    torch.export.save(torch.export.export(network, (example,), dynamic_shapes=shapes), folder / "net.pt2")
+    model = import_model(folder / "net.pt2", folder / "ep", config=folder / "config.json").model
+    return found | {"exported program": model}
+
+
+@pytest.fixture(scope="module")
+def built(models, tmp_path_factory):
+    """An engine in fp32 for the processor, not verified yet."""
+    maker = AotiMaker(EngineCache(tmp_path_factory.mktemp("engines")))
+    return maker, maker.make(models["torchscript"], "fp32", BATCH, HOST)
+
+
+def reference(model, patches: np.ndarray, folder: Path) -> np.ndarray:
+    prepare(model, folder / "folded.onnx")
+    return open_session(folder / "folded.onnx", threads=1).run(None, {"patches": patches})[0]
+
+
+def copied(entry, folder: Path):
+    """The same engine, unverified, in a folder where it can be changed."""
+    for file in (entry.plan, entry.sidecar):
+        (folder / file.name).write_bytes(file.read_bytes())
+    return read_entry(folder / entry.plan.name)
+
+
+def opened(entry, **options):
+    return open_aoti(entry.plan, classes=2, patch_px=48, max_batch=BATCH, on=HostDevice(), **options)
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "exported program"])
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", 1e-5), ("fp16", 3e-3)])
+def test_program(models, tmp_path, kind, precision, allowed):
+    """The folded program answers as the folded ONNX graph does, in the precision asked for, whatever it came from."""
+    if kind not in models:
+        pytest.skip("onnxscript is not installed (the extra `import`)")
+    model = models[kind]
+    program = aoti_graph.folded_program(*pytorch_source(model), model, precision, 8, "cpu")
+    patches = realistic_patches(8, 48)
+    found = program.module()(torch.from_numpy(patches)).detach().numpy()
+    assert np.abs(found - reference(model, patches, tmp_path)).max() < allowed
+    census, resizing = aoti_graph.program_census(program)
+    assert resizing.compute == {"fp32": 4}
+    assert set(census.compute) == ({"fp32"} if precision == "fp32" else {"fp16", "fp32"})
+    assert precision == "fp32" or census.compute["fp32"] == 4
+
+
+def test_batch_norm_folding(models):
+    """Batch normalisation goes into the convolution before it, but not where two share their weights."""
+    model = models["torchscript"]
+    graph = aoti_graph.network_graph(*pytorch_source(model), model)
+    assert aoti_graph.fold_batch_norm(graph) == 1
+    left = [node for node in graph.graph.nodes if node.target is torch.ops.aten.batch_norm.default]
+    assert len(left) == 2
+
+
+def test_verified_engine_runs(models, built, tmp_path):
+    """Built, refused before its verification, verified, and then run over several contexts with the reference's answers."""
+    entry, model = copied(built[1], tmp_path), models["torchscript"]
+    with pytest.raises(EngineError, match="never verified on CPU"):
+        opened(entry)
+    patches = realistic_patches(12, 48)
+    expected = reference(model, patches, tmp_path)
+    tried = check(entry, Trial(patches, expected, seconds=0.02), HOST, lambda e: opened(e, unverified=True))
+    assert tried.verification.passed and tried.verification.max_difference < 1e-5 and tried.speed > 0
+    engine = opened(tried.entry)
+    try:
+        one, two = engine.contexts(2)
+        one.submit(patches[:4])
+        two.submit(patches[4:7])
+        assert np.abs(np.concatenate([one.result(), two.result()]) - expected[:7]).max() < 1e-5
+        about = engine.describe()
+        assert (about["engine"], about["precision"], about["max_batch"]) == ("aoti", "fp32", BATCH)
+        json.dumps(about)
+    finally:
+        engine.close()
+
+
+def test_a_second_build_finds_the_first(models, built):
+    """What was built is not built again, and a changed option is another engine."""
+    maker, entry = built
+    assert maker.make(models["torchscript"], "fp32", BATCH, HOST).plan == entry.plan
+    source = pytorch_source(models["torchscript"])[1]
+    other = AotiMaker(maker.cache, autotune=True).identity(models["torchscript"], source, "fp32", BATCH, HOST)
+    assert other.key != entry.identity.key
+
+
+def test_sidecar(built):
+    """The sidecar names the flavour, PyTorch's version, the processor, one shape, and what computes in what."""
+    record = built[1].record
+    identity = record["identity"]
+    assert (identity["flavour"], identity["flavour_version"]) == ("aoti", torch.__version__)
+    assert identity["target"] == str(HOST)
+    assert identity["profiles"] == [{"patch_px": 48, "minimum": 1, "optimum": BATCH, "maximum": BATCH}]
+    assert set(record["census"]["compute"]) == {"fp32"}
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"classes": 3}, "is of 2 classes, the model of 3"),
+        ({"patch_px": 64}, "is of 48 px a patch, the model of 64"),
+        ({"max_batch": 64}, "batches of up to 4, batcher.batch is 64"),
+    ],
+)
+def test_misfits(built, options, problem):
+    """An engine of something else is refused with both values."""
+    wanted = {"classes": 2, "patch_px": 48, "max_batch": BATCH, **options}
+    with pytest.raises(EngineError, match=problem):
+        open_aoti(built[1].plan, unverified=True, on=HostDevice(), **wanted)
+
+
+def test_another_version(built, tmp_path):
+    """A package of another PyTorch is refused before it is loaded, naming both versions."""
+    entry = copied(built[1], tmp_path)
+    entry.record["identity"]["flavour_version"] = "2.0.0"
+    entry.sidecar.write_text(json.dumps(entry.record))
+    with pytest.raises(EngineError, match=f"built by aoti 2.0.0, here is {re.escape(torch.__version__)}"):
+        opened(entry, unverified=True)
+
+
+def test_damage(built, tmp_path):
+    """One changed byte is found before PyTorch sees the package."""
+    entry = copied(built[1], tmp_path)
+    data = bytearray(entry.plan.read_bytes())
+    data[len(data) // 2] ^= 1
+    entry.plan.write_bytes(bytes(data))
+    with pytest.raises(EngineError, match="is damaged"):
+        opened(entry, unverified=True)
+
+
+def test_onnx_alone(tmp_path):
+    """A model directory without a PyTorch network is refused, and the message says what to do."""
+    model = load_model(tiny_model(tmp_path / "model"))
+    with pytest.raises(ModelError, match="holds ONNX alone; backend aoti needs the PyTorch source.*model import"):
+        pytorch_source(model)
+
+
+def test_int8(models, tmp_path):
+    """INT8 is refused by name."""
+    with pytest.raises(EngineError, match="fp16 and fp32, not int8"):
+        AotiMaker(EngineCache(tmp_path)).make(models["torchscript"], "int8", BATCH, HOST)
+
+
+def test_fastest(built, tmp_path):
+    """Of verified engines the fastest that is right is taken, and why is in its sidecar."""
+    entry = record_verification(copied(built[1], tmp_path), HOST, {"passed": True, "patches_per_s": 5.0, "loss": 0.0})
+    best, reasons = fastest([entry], HOST)
+    assert best.record["choice"]["backend"] == "aoti" and "5 patches/s" in reasons[0]
+    wrong = record_verification(entry, HOST, {"passed": False, "reason": "NaN", "loss": None})
+    with pytest.raises(EngineError, match="no engine is right.*NaN"):
+        fastest([wrong], HOST)
+
+
+def test_errors_of_the_device():
+    """Lack of memory leaves the process alive, an error of CUDA does not."""
+    assert not translated(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "x").fatal
+    assert translated(RuntimeError("CUDA error: an illegal memory access"), "x").fatal
+    assert not translated(ValueError("shape"), "x").fatal
+
+
+def test_views_are_not_copies(built):
+    """A context's buffers are seen by PyTorch, not copied."""
+    entry = built[1]
+    network = AotiNetwork(entry, entry.identity, load_aoti(), BATCH, device=0, cuda_graphs=True)
+    memory = np.zeros(6, np.float32)
+    network.view(memory.ctypes.data, (2, 3), torch.float32)[1, 0] = 7.0
+    assert memory[3] == 7.0 and not network.cuda_graphs
+
+
+def test_nothing_is_left_in_the_temporary_folder(built, tmp_path, monkeypatch):
+    """What the loader unpacks is gone once the contexts are warm, so a killed process leaves nothing."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    engine = opened(built[1], unverified=True)
+    assert list(tmp_path.iterdir())
+    engine.contexts(1)
+    assert not list(tmp_path.iterdir())
+    engine.close()
