@@ -33,7 +33,7 @@ import numpy as np
 
 from engines.errors import EngineError
 
-KINDS = ("onnx",)
+KINDS = ("onnx", "null")
 
 
 class Context(Protocol):
@@ -116,4 +116,8 @@ def open_engine(kind: str, folded: Path, *, classes: int, patch_px: int, threads
         from engines.onnx_engine import OnnxEngine
 
         return OnnxEngine(folded, classes=classes, patch_px=patch_px, threads=threads, max_batch=max_batch)
+    if kind == "null":
+        from engines.null_engine import NullEngine
+
+        return NullEngine(folded, classes=classes, patch_px=patch_px, threads=threads, max_batch=max_batch)
     raise EngineError(f"inference.engine: unknown engine {kind!r}; known: {', '.join(KINDS)}")

@@ -127,7 +127,9 @@ class Batcher(Section):
 class Inference(Section):
     """The processes that run the model."""
 
-    engine: Literal["onnx"] = _key("onnx", "What runs the model: onnx is ONNX Runtime on the CPU.")
+    engine: Literal["onnx", "null"] = _key(
+        "onnx", "What runs the model: onnx is ONNX Runtime on the CPU; null, for benchmarks, is nothing at all."
+    )
     workers: Workers = _key("auto", "Processes that run the model; auto: from the number of cores.")
     threads: Workers = _key("auto", "Threads of each of these processes; auto: from the number of cores.")
     contexts: int = _key(1, "Batches that one process computes side by side.", ge=1, le=16)
