@@ -71,7 +71,7 @@ class Smoke:
         self.tell(network=name, what="model", seconds=round(time.monotonic() - started, 1))
         return load_model(directory), net.cuda()
 
-    def compiled(self, name: str, net: Any, batch: int, mode: str | None) -> None:
+    def compiled(self, name: str, net: Any, batch: int, mode: str) -> None:
         """torch.compile, and with mode "eager" PyTorch as it is."""
         half = net.half().to(memory_format=torch.channels_last)
         images = torch.randn(batch, 3, SIDE, SIDE, device="cuda").half().to(memory_format=torch.channels_last)
@@ -80,7 +80,7 @@ class Smoke:
         row = {
             "network": name,
             "batch": batch,
-            "what": f"torch.compile {mode or 'default'}" if mode != "eager" else mode,
+            "what": f"torch.compile {mode}" if mode != "eager" else mode,
         }
         try:
             with torch.inference_mode():
@@ -173,7 +173,13 @@ def main() -> int:
     parser.add_argument("--networks", nargs="+", default=["resnet50", "vit_b_16"])
     parser.add_argument("--batches", nargs="+", type=int, default=[64, 128, 256])
     parser.add_argument("--contexts", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--autotune", action="store_true", help="max_autotune, for the engine and for torch.compile")
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        default=["eager", "default", "reduce-overhead"],
+        help="of PyTorch to compare with: eager, and torch.compile's (default: %(default)s)",
+    )
+    parser.add_argument("--autotune", action="store_true", help="build the engine with max_autotune")
     args = parser.parse_args()
     torch.backends.cudnn.benchmark = True
     device = Cuda()
@@ -188,8 +194,7 @@ def main() -> int:
                 model, net = smoke.model(name)
                 truth = smoke.reference(net)
                 for batch in args.batches:
-                    modes = ("eager", None, "max-autotune" if args.autotune else "reduce-overhead")
-                    for mode in modes:
+                    for mode in args.modes:
                         smoke.compiled(name, net, batch, mode)
                     entry = smoke.engine(name, model, batch, gpu, "fp16", truth)
                     if entry is not None:

@@ -247,3 +247,33 @@ def test_nothing_is_left_in_the_temporary_folder(built, tmp_path, monkeypatch):
     engine.contexts(1)
     assert not list(tmp_path.iterdir())
     engine.close()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(models, tmp_path):
+    """On a GPU: FP16, built and verified, two contexts with a CUDA graph each, batches of any size, right answers."""
+    from engines.cuda import Cuda
+
+    device, model = Cuda(), models["torchscript"]
+    gpu = device.gpu
+    device.close()
+    patches = realistic_patches(12, 48)
+    expected = reference(model, patches, tmp_path)
+
+    def on_gpu(entry, **options):
+        return open_aoti(entry.plan, classes=2, patch_px=48, max_batch=BATCH, **options)
+
+    entry = AotiMaker(EngineCache(tmp_path / "engines")).make(model, "fp16", BATCH, gpu)
+    tried = check(entry, Trial(patches, expected, seconds=0.1), gpu, lambda e: on_gpu(e, unverified=True))
+    assert tried.verification.passed and tried.verification.max_difference < 3e-3
+    engine = on_gpu(tried.entry)
+    try:
+        one, two = engine.contexts(2)
+        for start in (0, 3, 5):
+            one.submit(patches[start : start + 4])
+            two.submit(patches[start + 4 : start + 6])
+            found = np.concatenate([one.result(), two.result()])
+            assert np.abs(found - expected[start : start + 6]).max() < 3e-3
+        assert engine.describe()["cuda_graphs"]
+    finally:
+        engine.close()
