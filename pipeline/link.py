@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import replace
 
 import zmq
@@ -33,6 +34,7 @@ class Link:
         self._said_hello_to = 0
         self._asked_by = 0
         self.holding = False
+        self._waiting: deque[Message | None] = deque()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, f"{name}.{generation}".encode())
@@ -60,20 +62,37 @@ class Link:
             self._say_hello()
             self.beat()
             left = deadline - time.monotonic()
-            if not self._socket.poll(max(0.0, min(left, self._beat_s)) * 1000):
+            if not self._waiting and not self._socket.poll(max(0.0, min(left, self._beat_s)) * 1000):
                 if left <= 0:
                     return None
                 continue
-            message = self._valid(self._socket.recv_multipart())
+            message = self._valid(self._waiting.popleft() if self._waiting else self._next())
             if message is not None:
                 return message
 
-    def _valid(self, frames: list[bytes]) -> Message | None:
+    def peek(self) -> list[Message]:
+        """What has come since the last look, for a worker that is at a lease and wants to know what comes after it.
+
+        Nothing is taken and nothing answered: all of it is still to be received, and may be stale by then.
+        """
+        fresh = []
+        while self._socket.poll(0):
+            message = self._next()
+            self._waiting.append(message)
+            if message is not None:
+                fresh.append(message)
+        return fresh
+
+    def _next(self) -> Message | None:
         try:
-            message = decode(frames)
+            return decode(self._socket.recv_multipart())
         except ProtocolError:
             return None  # only the batcher can write to this socket; what it garbles, it will find missing
+
+    def _valid(self, message: Message | None) -> Message | None:
         match message:
+            case None:
+                return None
             case Welcome():
                 self._boot = message.boot
             case Who():

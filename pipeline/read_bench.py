@@ -23,6 +23,7 @@ import numpy as np
 import openslide
 
 from pipeline.machine import detect
+from pipeline.slow_bench import Slow, slow_reads, slow_text
 from slides.errors import SlideError
 from slides.geometry import Geometry, geometry, resample
 from slides.plan import plan
@@ -79,7 +80,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mpp", type=float, help="µm per pixel, where the slide does not say")
     parser.add_argument("--rounds", type=int, default=3, help="of which the best counts (default %(default)s)")
     parser.add_argument("--cache-mb", type=int, default=64, help="of decoded tiles (default %(default)s)")
-    parser.add_argument("--processes", type=int, metavar="N", help="scale to N processes (default: the cores; 1: do not)")
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="scale to N processes (default: the cores; 1: do not)"
+    )
+    parser.add_argument(
+        "--latency-ms",
+        type=float,
+        default=0.0,
+        metavar="MS",
+        help="also read with so much added to each read of the file, as on a network share, with several settings",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
@@ -87,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print; the exit code. SlideError for a slide that cannot be read."""
     if min(args.patches, args.patch_px, args.rounds, args.cache_mb) < 1:
         raise SlideError(args.slide, "patches, patch-px, rounds and cache-mb must be 1 or more")
+    if not 0 <= args.latency_ms <= 1000:
+        raise SlideError(args.slide, "latency-ms must be between 0 and 1000")
     cv2.setNumThreads(1)
     before = os.getloadavg()[0]
     source = open_source(args.slide, args.mpp, "auto", args.cache_mb << 20)
@@ -105,6 +117,8 @@ def run(args: argparse.Namespace) -> int:
     ratios = _ratios(figures)
     cores = args.processes or detect().cores
     scaling = scale(args, cores) if cores > 1 else {}
+    xy = places(geometry(info, args.patch_px, info.mpp_x), info, args.patches, "tile")
+    slow = slow_reads(args, xy) if args.latency_ms else []
     record = {
         "slide": info.path,
         "size": [info.width, info.height],
@@ -116,8 +130,9 @@ def run(args: argparse.Namespace) -> int:
         "figures": [asdict(figure) for figure in figures],
         "ratios": ratios,
         "patches_per_s_by_processes": scaling,
+        "slow_reads": [asdict(figure) for figure in slow],
     }
-    print(json.dumps(record, indent=2) if args.json else _text(record, figures, scaling))
+    print(json.dumps(record, indent=2) if args.json else _text(record, figures, scaling, slow))
     return 0
 
 
@@ -344,7 +359,7 @@ def _worker(path: str, patches: str, patch_px: str, cache_bytes: str, mpp: str, 
 # ------------------------------------------------------------ for people
 
 
-def _text(record: dict[str, Any], figures: list[Figure], scaling: dict[int, float]) -> str:
+def _text(record: dict[str, Any], figures: list[Figure], scaling: dict[int, float], slow: list[Slow]) -> str:
     width, height = record["size"]
     lines = [
         f"{record['slide']}: {record['format']}, {width} x {height} pixels, patches of {record['patch_px']} px",
@@ -368,7 +383,12 @@ def _text(record: dict[str, Any], figures: list[Figure], scaling: dict[int, floa
         lines += ["", "times the processor time of our direct source (exact) in tile order:"]
         lines += [f"  {name}: {ratio:.1f}" for name, ratio in record["ratios"].items()]
     if scaling:
-        lines += ["", "processes, native spacing, tile order: " + ", ".join(f"{n}: {v:,.0f}/s" for n, v in scaling.items())]
+        lines += [
+            "",
+            "processes, native spacing, tile order: " + ", ".join(f"{n}: {v:,.0f}/s" for n, v in scaling.items()),
+        ]
+    if slow:
+        lines += ["", *slow_text(slow)]
     return "\n".join(lines)
 
 

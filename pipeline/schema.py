@@ -60,6 +60,12 @@ class Slides(Section):
         ge=256, le=8192, changes_results=True,
     )  # fmt: skip
     cache_mb: int = _key(64, "Decoded tiles that each slide reader keeps, in MiB.", ge=1, le=65536)
+    preads: int = _key(
+        4,
+        "Reads of a slide file that each slide reader has under way while it decodes (direct reading); 1: reads when it "
+        "needs the bytes. More, with a higher reader.credit, for a slow network share.",
+        ge=1, le=64,
+    )  # fmt: skip
     read_timeout_s: float = _key(
         30.0, "A slide reader that needs longer than this for one patch is replaced, in seconds.", ge=1, le=3600
     )

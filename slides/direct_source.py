@@ -45,9 +45,14 @@ _numbers = itertools.count()
 
 
 def open_direct(
-    path: str | os.PathLike[str], mpp: float | None, cache_bytes: int, exact: bool = True
+    path: str | os.PathLike[str],
+    mpp: float | None,
+    cache_bytes: int,
+    exact: bool = True,
+    preads: int = 1,
+    latency_s: float = 0.0,
 ) -> DirectSource:
-    """Open a slide, whose pixels are compared with OpenSlide's first. `exact`: see `DirectSource`.
+    """Open a slide, whose pixels are compared with OpenSlide's first. `exact`, `preads`, `latency_s`: see `DirectSource`.
 
     Unsuitable where it must be left to OpenSlide; SlideError where OpenSlide cannot open it either.
     """
@@ -59,7 +64,7 @@ def open_direct(
         raise Unsuitable(f"{vendor} is a format for OpenSlide alone")
     reference = OpenSlideSource(path, mpp, _OPENSLIDE_CACHE)
     try:
-        source = DirectSource(reference.info, cache_bytes, exact)
+        source = DirectSource(reference.info, cache_bytes, exact, preads, latency_s)
         try:
             source.check(reference)
         except BaseException:
@@ -73,9 +78,17 @@ def open_direct(
 class DirectSource:
     """A `slides.source.Source`. `decodes`: tiles decoded so far; `reads`: reads of the file."""
 
-    def __init__(self, info: SlideInfo, cache_bytes: int = 64 << 20, exact: bool = True) -> None:
+    def __init__(
+        self,
+        info: SlideInfo,
+        cache_bytes: int = 64 << 20,
+        exact: bool = True,
+        preads: int = 1,
+        latency_s: float = 0.0,
+    ) -> None:
         """`info`: what OpenSlide says of the slide. `exact`: shrink as `slides.geometry.resample` does; else faster, and
-        within a grey level of it on average. Unsuitable, one line, where the file is none for this source.
+        within a grey level of it on average. `preads`: reads of the file at a time; `latency_s`: added to each, for
+        benchmarks. Unsuitable, one line, where the file is none for this source.
         """
         self.info = info
         self._exact = exact
@@ -87,7 +100,7 @@ class DirectSource:
         self._regions: dict[tuple[int, int], Pixels] = {}
         self._fallback: OpenSlideSource | None = None
         try:
-            self._file = TileFile(info)
+            self._file = TileFile(info, preads, latency_s)
         except OSError as error:
             raise Unsuitable(f"it cannot be opened: {error.strerror or error}") from error
         left = [level.number for level in self._file.levels if level.by_openslide]
@@ -121,7 +134,9 @@ class DirectSource:
         for top, bottom, y0, y1 in _blocks(out.shape[0], height):
             for left, right, x0, x1 in _blocks(out.shape[1], width):
                 block = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
-                self._region(_whole(level, x1 - x0, y1 - y0), x0, y0, block, tally)
+                view = _whole(level, x1 - x0, y1 - y0)
+                self._file.read_ahead(level, self._missing(view, [[x0, y0]]))
+                self._region(view, x0, y0, block, tally)
                 size = right - left, bottom - top
                 out[top:bottom, left:right] = cv2.resize(block, size, interpolation=cv2.INTER_AREA)
         if not tally.good:
@@ -145,7 +160,9 @@ class DirectSource:
             return self._openslide().read(geometry, xy, out, beat)
         view = self._view(geometry)
         places = geometry.level_xy(xy).tolist()
-        self._read_ahead(view, places)
+        missing = self._missing(view, places)
+        if len(missing) > 1:
+            self._file.read_ahead(view.level, missing)
         reasons: dict[int, str] = {}
         for i, (x, y) in enumerate(places):
             try:
@@ -155,6 +172,13 @@ class DirectSource:
                 out[i] = self.info.background
             beat()
         return reasons
+
+    def advise(self, geometry: Geometry, xy: npt.NDArray[np.int64]) -> None:
+        """See `slides.source.Source`."""
+        self._begin()
+        if not self._file.levels[geometry.level].by_openslide:
+            view = self._view(geometry)
+            self._file.advise(view.level, self._missing(view, geometry.level_xy(xy).tolist()))
 
     def close(self) -> None:
         """See `slides.source.Source`."""
@@ -239,8 +263,8 @@ class DirectSource:
 
     # ------------------------------------------------------------ tiles
 
-    def _read_ahead(self, view: _View, places: list[list[int]]) -> None:
-        """Have the file read what a run of patches needs, in the order in which it lies."""
+    def _missing(self, view: _View, places: list[list[int]]) -> list[int]:
+        """The tiles under regions at these places that are neither here nor on their way, in the order of their use."""
         level, factor = view.level, view.factor
         width, height, columns = view.tile_width * factor, view.tile_height * factor, level.directory.columns
         wanted: dict[int, None] = {}
@@ -249,9 +273,8 @@ class DirectSource:
             for row in range(max(0, y // height), min(level.directory.rows, -(-bottom // height))):
                 first, last = max(0, x // width), min(columns, -(-right // width))
                 wanted.update(dict.fromkeys(range(row * columns + first, row * columns + last)))
-        missing = [index for index in wanted if (self._number, level.number, factor, index) not in self._cache]
-        if len(missing) > 1:
-            self._file.read_ahead(level, missing)
+        number, cache, coming = self._number, self._cache, self._file.coming
+        return [i for i in wanted if (number, level.number, factor, i) not in cache and not coming(level, i)]
 
     def _one_tile(self, view: _View, index: int, out: Pixels) -> None:
         """A patch that is exactly one tile, wanted once: decoded straight to its place."""
@@ -286,7 +309,11 @@ class DirectSource:
         width, height = level.box(index)
         inside = (width, height) == (level.directory.tile_width, level.directory.tile_height)
         shrunk = view.scaled and inside
-        whole = out if view.factor == 1 or shrunk else self._scratch(level.directory.tile_height, level.directory.tile_width)
+        whole = (
+            out
+            if view.factor == 1 or shrunk
+            else self._scratch(level.directory.tile_height, level.directory.tile_width)
+        )
         try:
             level.jpeg.decode(stream, whole, view.factor if shrunk else 1)
         except TileError as error:

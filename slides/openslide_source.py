@@ -117,6 +117,9 @@ class OpenSlideSource:
             beat()
         return reasons
 
+    def advise(self, geometry: Geometry, xy: npt.NDArray[np.int64]) -> None:
+        """See `slides.source.Source`: OpenSlide does not say where the bytes are."""
+
     def close(self) -> None:
         """See `slides.source.Source`."""
         if self._slide is not None:

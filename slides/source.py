@@ -53,6 +53,10 @@ class Source(Protocol):
         """
         ...
 
+    def advise(self, geometry: Geometry, xy: npt.NDArray[np.int64]) -> None:
+        """The patches at `xy` will be read soon. Changes nothing but how long that takes."""
+        ...
+
     def close(self) -> None:
         """Let go of the file. May be called again."""
         ...
@@ -64,12 +68,15 @@ def open_source(
     kind: str = "auto",
     cache_bytes: int = 64 << 20,
     exact: bool = True,
+    preads: int = 1,
+    latency_s: float = 0.0,
 ) -> Source:
     """Open a slide; `mpp` overrides the slide's own µm per level-0 pixel.
 
     "openslide" reads by OpenSlide; "direct" decodes the tiles itself, or refuses the slide; "auto" is direct where that
     gives the same pixels, and else OpenSlide, with the reason in `notice`. Where patches are shrunk and `exact` is not
-    asked for, direct reading does it faster, within a grey level on average.
+    asked for, direct reading does it faster, within a grey level on average. It has up to `preads` reads of the file under
+    way while it decodes (1: none); `latency_s` is added to each, for benchmarks.
 
     SlideError where it cannot be opened, or has no usable mpp. ValueError for an unknown `kind`.
     """
@@ -85,7 +92,7 @@ def open_source(
             reason = f"the JPEG decoder cannot be loaded: {error}"
         else:
             try:
-                return open_direct(path, mpp, cache_bytes, exact)
+                return open_direct(path, mpp, cache_bytes, exact, preads, latency_s)
             except Unsuitable as error:
                 reason = str(error)
     if kind == "direct":

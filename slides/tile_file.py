@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 from slides.errors import SlideError, one_line
 from slides.geometry import SlideInfo
 from slides.jpeg_tiles import GRAY, RGB, YCBCR, JpegTiles, TileError
+from slides.read_ahead import ReadAhead, Span, groups
 from slides.tiff_index import Directory, TiffError, largest_tile, read_index
 
 # The formats of OpenSlide that are plain pyramids of tiles: no overlaps, no places of their own.
@@ -17,8 +19,7 @@ FORMATS = ("aperio", "generic-tiff")
 _JPEG = 7
 # 48 MB decoded; scanners write 240 to 1024 pixels a side.
 _MAX_TILE_PIXELS = 1 << 24
-# Tiles that lie together are read together, over gaps of at most so many bytes; so many bytes are held in all.
-_GAP_BYTES = 4096
+# So many bytes are held of tiles that were read with others, where one read follows the other.
 _AHEAD_BYTES = 4 << 20
 
 
@@ -53,16 +54,23 @@ class TileLevel:
 class TileFile:
     """An open slide file. OSError or Unsuitable where it cannot be opened or is not for this way of reading."""
 
-    def __init__(self, info: SlideInfo) -> None:
+    def __init__(self, info: SlideInfo, preads: int = 1, latency_s: float = 0.0) -> None:
+        """`preads`: reads that may be under way at a time; 1: one after the other, when the tiles are wanted.
+        `latency_s`: what each read takes longer, for benchmarks.
+        """
         self.reads = 0
+        self._latency_s = latency_s
+        self._background: ReadAhead | None = None
         self._path = info.path
-        self._ahead: dict[tuple[int, int], bytes] = {}
+        self._ahead: dict[Hashable, bytes] = {}
         self._fd = os.open(info.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             status = os.fstat(self._fd)
             self._size = status.st_size
             self._identity = status.st_dev, status.st_ino
             self.levels = _levels(info, read_index(self._fd))
+            if preads > 1:
+                self._background = ReadAhead(self._read, preads)
         except TiffError as error:
             self.close()
             raise Unsuitable(f"as a TIFF, it {error}") from error
@@ -73,6 +81,8 @@ class TileFile:
     def close(self) -> None:
         """May be called again."""
         self._ahead.clear()
+        if self._background is not None:
+            self._background.close()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -84,7 +94,8 @@ class TileFile:
     def stream(self, level: TileLevel, index: int) -> bytes | None:
         """The stored bytes of a tile, None where the file has none. TileError where they cannot be had; SlideError
         where the file itself has gone."""
-        data = self._ahead.pop((level.number, index), None)
+        key = level.number, index
+        data = self._ahead.pop(key, None) if self._background is None else self._background.take(key)
         if data is not None:
             return data
         offset, count = self._span(level, index)
@@ -99,38 +110,53 @@ class TileFile:
             raise TileError(f"{level.name(index)} is cut short: {len(data)} of {count} bytes")
         return data
 
+    def coming(self, level: TileLevel, index: int) -> bool:
+        """Whether the bytes of a tile are on their way."""
+        return self._background is not None and (level.number, index) in self._background
+
+    def advise(self, level: TileLevel, indices: Iterable[int]) -> None:
+        """These tiles will be asked for soon: have them read meanwhile, here or by the kernel."""
+        spans = self._spans(level, indices)
+        if self._background is not None:
+            self._background.want(spans)
+            return
+        for group in groups(spans):
+            begin, end = group[0].offset, max(span.offset + span.count for span in group)
+            os.posix_fadvise(self._fd, begin, end - begin, os.POSIX_FADV_WILLNEED)
+
     def read_ahead(self, level: TileLevel, indices: Iterable[int]) -> None:
-        """Read tiles that are about to be asked for, neighbours in the file in one go, within a bound of memory."""
+        """These tiles are about to be asked for: read those that lie together in one go, within a bound of memory."""
+        if self._background is not None:
+            self._background.want(self._spans(level, indices))
+            return
         self._ahead.clear()
-        spans: list[tuple[int, int, int]] = []
-        total = 0
+        wanted, total = [], 0
+        for span in self._spans(level, indices):
+            total += span.count
+            if total > _AHEAD_BYTES:
+                break
+            wanted.append(span)
+        for group in groups(wanted):
+            begin, end = group[0].offset, max(span.offset + span.count for span in group)
+            try:
+                data = self._read(begin, end - begin)
+            except OSError:
+                return  # each tile is tried by itself when it is wanted
+            for span in group:
+                part = data[span.offset - begin : span.offset - begin + span.count]
+                if len(part) == span.count:
+                    self._ahead[span.key] = part
+
+    def _spans(self, level: TileLevel, indices: Iterable[int]) -> list[Span]:
+        spans = []
         for index in indices:
             try:
                 offset, count = self._span(level, index)
             except TileError:
                 continue  # who asks for it will be told
-            total += count
-            if total > _AHEAD_BYTES:
-                break
             if count:
-                spans.append((offset, count, index))
-        spans.sort()
-        while spans:
-            group, end = [spans[0]], spans[0][0] + spans[0][1]
-            for span in spans[1:]:
-                if span[0] - end > _GAP_BYTES:
-                    break
-                group.append(span)
-                end = max(end, span[0] + span[1])
-            spans = spans[len(group) :]
-            begin = group[0][0]
-            try:
-                data = self._read(begin, end - begin)
-            except OSError:
-                return  # each tile is tried by itself when it is wanted
-            for offset, count, index in group:
-                if offset + count - begin <= len(data):
-                    self._ahead[level.number, index] = data[offset - begin : offset - begin + count]
+                spans.append(Span((level.number, index), offset, count))
+        return spans
 
     def _span(self, level: TileLevel, index: int) -> tuple[int, int]:
         offset, count = int(level.directory.offsets[index]), int(level.directory.counts[index])
@@ -142,6 +168,8 @@ class TileFile:
 
     def _read(self, offset: int, count: int) -> bytes:
         self.reads += 1
+        if self._latency_s:
+            time.sleep(self._latency_s)
         data = os.pread(self._fd, count, offset)
         while 0 < len(data) < count and (more := os.pread(self._fd, count - len(data), offset + len(data))):
             data += more

@@ -27,9 +27,9 @@ CHUNK = 8
 class OpenSlides:
     """The slides that this reader has open; the one that was used longest ago is closed first."""
 
-    def __init__(self, limit: int, mpp: float | None, kind: str, cache_bytes: int, exact: bool):
+    def __init__(self, limit: int, mpp: float | None, kind: str, cache_bytes: int, exact: bool, preads: int):
         self._limit = limit
-        self._arguments = (mpp, kind, cache_bytes, exact)
+        self._arguments = (mpp, kind, cache_bytes, exact, preads)
         self._open: OrderedDict[int, Source] = OrderedDict()
 
     def get(self, slide: int, path: str) -> Source:
@@ -41,6 +41,10 @@ class OpenSlides:
                 self._open.popitem(last=False)[1].close()
         self._open.move_to_end(slide)
         return source
+
+    def peek(self, slide: int) -> Source | None:
+        """The slide, if it is open."""
+        return self._open.get(slide)
 
     def drop(self, slide: int) -> None:
         source = self._open.pop(slide, None)
@@ -65,6 +69,7 @@ class Reader:
             config["slides"]["source"],
             config["slides"]["cache_mb"] << 20,
             config["slides"]["shrink"] == "exact",
+            config["slides"]["preads"],
         )
 
     def open(self, lease: Open) -> Opened | Refused:
@@ -86,6 +91,7 @@ class Reader:
         lost: list[list] = []
         row = 0
         deadline = time.monotonic() + lease.max_delay_ms / 1000
+        self._look_ahead()
         for slide, path, grid, packed in lease.segments:
             geometry_ = Geometry.from_dict(grid)
             xy = np.frombuffer(packed, "<i4").reshape(-1, 2).astype(np.int64)
@@ -95,7 +101,10 @@ class Reader:
                 part = xy[start : start + CHUNK]
                 rows = self._slots.patches(lease.slot, row + len(part))[row:]
                 try:
-                    failed = self._slides.get(slide, path).read(geometry_, part, rows, self._link.beat)
+                    source = self._slides.get(slide, path)
+                    if not start:
+                        source.advise(geometry_, xy)
+                    failed = source.read(geometry_, part, rows, self._link.beat)
                 except SlideError as error:
                     self._slides.drop(slide)
                     self._log.warning("slide lost", slide=path, reason=error.reason)
@@ -106,7 +115,18 @@ class Reader:
                     break
                 failures.extend([row + i, reason] for i, reason in failed.items())
                 row += len(part)
+                self._look_ahead()
         return Filled(lease.lease, row, failures, lost)
+
+    def _look_ahead(self) -> None:
+        """Have the next leases' tiles read while this one's are decoded."""
+        for message in self._link.peek():
+            if isinstance(message, Fill):
+                for slide, _, grid, packed in message.segments:
+                    source = self._slides.peek(slide)
+                    if source is not None:
+                        xy = np.frombuffer(packed, "<i4").reshape(-1, 2).astype(np.int64)
+                        source.advise(Geometry.from_dict(grid), xy)
 
 
 def work(post: Post) -> None:

@@ -65,3 +65,15 @@ def test_figures_that_make_no_sense(slide: Path) -> None:
     """One line that names the option."""
     with pytest.raises(SlideError, match="must be 1 or more"):
         read_bench.run(arguments(str(slide), "--patches", "0"))
+
+
+def test_slow_reads_are_hidden(slide: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With latency, each setting has its figures; several reads under way cost less time than one after the other."""
+    options = ("--patches", "80", "--patch-px", "48", "--rounds", "1", "--processes", "1", "--latency-ms", "5")
+    assert read_bench.run(arguments(str(slide), *options, "--json")) == 0
+    slow = json.loads(capsys.readouterr().out)["slow_reads"]
+    cost = {(f["preads"], f["latency_ms"]): f["cost"] for f in slow}
+    assert set(cost) == {(preads, ms) for preads in (1, 4, 8, 16) for ms in (0.0, 5.0)}
+    assert cost[16, 5.0] < cost[1, 5.0]
+    with pytest.raises(SlideError, match="latency"):
+        read_bench.run(arguments(str(slide), "--latency-ms", "-1"))
