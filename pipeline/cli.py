@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engines.errors import EngineError, ModelError
-from pipeline import __version__, engine_command
+from pipeline import __version__, engine_command, model_command
 from pipeline.config import Config, ConfigError, load_config
 from pipeline.memory import MemoryLack
 from pipeline.worker import EXIT_CONFIGURATION, EXIT_FAULT
@@ -126,6 +126,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     slide.set_defaults(command=_make_slide)
 
     engine_command.add_parser(commands)
+    model_command.add_parser(commands)
 
     bench = commands.add_parser(
         "bench", help="measure this machine", description="Measure this machine.", formatter_class=raw

@@ -68,7 +68,7 @@ def _import(args: argparse.Namespace) -> int:
         f"by at most {found.max_difference:.2g} (allowed: {found.bound:g})"
     )
     if found.source_file:
-        print(f"{args.out / found.source_file}: kept for slidestream engine build --backend aoti")
+        print(f"{args.out / found.source_file}: kept, for engines that are built from the PyTorch source")
     return 0
 
 

@@ -134,7 +134,9 @@ class Inference(Section):
     """The processes that run the model."""
 
     engine: Literal["onnx", "null"] = _key(
-        "onnx", "What runs the model: onnx is ONNX Runtime on the CPU; null, for benchmarks, is nothing at all."
+        "onnx",
+        "What runs the model: onnx is ONNX Runtime on the CPU; null, for benchmarks, is nothing at all.",
+        changes_results=True,
     )
     workers: Workers = _key("auto", "Processes that run the model; auto: from the number of cores.")
     threads: Workers = _key("auto", "Threads of each of these processes; auto: from the number of cores.")
