@@ -19,12 +19,12 @@ from typing import Any
 import structlog
 
 from engines.aoti_build import load_aoti
-from engines.cache import Entry, read_entry
+from engines.cache import Entry, check_loadable, read_entry
 from engines.device import Device, Execution
 from engines.errors import EngineError
 from engines.flavour import Flavour
 from engines.gpu_engine import GpuEngine
-from engines.identity import Identity, misfits
+from engines.identity import Identity
 from engines.torch_source import quiet, reason
 
 
@@ -54,7 +54,7 @@ def open_aoti(
         from engines.cuda import Cuda
 
         on = Cuda(device)
-    _check(entry, entry.identity, flavour, on, unverified)
+    check_loadable(entry, entry.identity, flavour, on.gpu, unverified)
     batch = _batch(entry, entry.identity, classes, patch_px, max_batch)
     network = AotiNetwork(entry, entry.identity, flavour, batch, device=device, cuda_graphs=cuda_graphs)
     return GpuEngine(
@@ -66,20 +66,6 @@ def open_aoti(
         max_batch=batch,
         load_seconds=time.monotonic() - started,
     )
-
-
-def _check(entry: Entry, identity: Identity, flavour: Flavour, device: Device, unverified: bool) -> None:
-    if problems := misfits(identity, flavour, device.gpu):
-        raise EngineError(f"{entry.plan}: {'; '.join(problems)}; build it again")
-    if unverified:
-        return
-    found = entry.verification(device.gpu)
-    if found is None:
-        raise EngineError(f"{entry.plan}: was never verified on {device.gpu}; run slidestream engine verify")
-    if not found.get("passed"):
-        raise EngineError(
-            f"{entry.plan}: failed its verification on {device.gpu}: {found.get('reason')}; build another"
-        )
 
 
 def _batch(entry: Entry, identity: Identity, classes: int, patch_px: int, max_batch: int) -> int:

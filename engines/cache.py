@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 from engines.errors import EngineError, one_line
 from engines.files import locked, write_whole
 from engines.gpu import Gpu
-from engines.identity import FORMAT, Identity, differences
+from engines.identity import FORMAT, Identity, differences, misfits
 
 if TYPE_CHECKING:
     from engines.build import Built
+    from engines.flavour import Flavour
 
 PLAN = ".engine"
 SIDECAR = ".json"
@@ -105,6 +106,22 @@ def read_entry(path: Path) -> Entry:
     if found != size:
         return Entry(plan, identity, record, f"is damaged: it has {found} bytes, was built with {size}")
     return Entry(plan, identity, record)
+
+
+def check_loadable(entry: Entry, identity: Identity, flavour: Flavour, gpu: Gpu, unverified: bool) -> None:
+    """EngineError where an engine must not be loaded here: built for something else, or not found right on such a GPU.
+
+    `unverified` is for verification itself, which has to load what was never verified.
+    """
+    if problems := misfits(identity, flavour, gpu):
+        raise EngineError(f"{entry.plan}: {'; '.join(problems)}; build it again")
+    if unverified:
+        return
+    found = entry.verification(gpu)
+    if found is None:
+        raise EngineError(f"{entry.plan}: was never verified on {gpu}; run slidestream engine verify")
+    if not found.get("passed"):
+        raise EngineError(f"{entry.plan}: failed its verification on {gpu}: {found.get('reason')}; build another")
 
 
 class EngineCache:

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engines.cache import Entry, read_entry
+from engines.cache import Entry, check_loadable, read_entry
 from engines.cuda import Cuda
-from engines.device import Device, Execution
+from engines.device import Execution
 from engines.errors import EngineError
 from engines.files import locked, write_whole
 from engines.flavour import Flavour, Told, load_flavour, messages
 from engines.gpu import Gpu
 from engines.gpu_engine import GpuEngine
-from engines.identity import Identity, misfits
+from engines.identity import Identity
 
 INPUT, OUTPUT = "patches", "probabilities"
 
@@ -47,7 +47,7 @@ def open_tensorrt(
         raise EngineError(f"{entry.plan}: {entry.problem}; build it again")
     flavour = load_flavour(entry.identity.flavour)
     cuda = Cuda(device)
-    _check(entry, entry.identity, flavour, cuda, unverified)
+    check_loadable(entry, entry.identity, flavour, cuda.gpu, unverified)
     profile = _profile(entry, entry.identity, classes, patch_px, max_batch)
     network = TensorRTNetwork(entry, entry.identity, flavour, cuda.gpu, profile, cuda_graphs)
     return GpuEngine(
@@ -60,20 +60,6 @@ def open_tensorrt(
         shapes=shapes,
         load_seconds=time.monotonic() - started,
     )
-
-
-def _check(entry: Entry, identity: Identity, flavour: Flavour, device: Device, unverified: bool) -> None:
-    if problems := misfits(identity, flavour, device.gpu):
-        raise EngineError(f"{entry.plan}: {'; '.join(problems)}; build it again")
-    if unverified:
-        return
-    found = entry.verification(device.gpu)
-    if found is None:
-        raise EngineError(f"{entry.plan}: was never verified on {device.gpu}; run slidestream engine verify")
-    if not found.get("passed"):
-        raise EngineError(
-            f"{entry.plan}: failed its verification on {device.gpu}: {found.get('reason')}; build another"
-        )
 
 
 def _profile(entry: Entry, identity: Identity, classes: int, patch_px: int, max_batch: int) -> int:

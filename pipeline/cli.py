@@ -138,9 +138,16 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         description="Patches a second of this slide by OpenSlide and by slidestream's own decoding, on one core and more.",
         formatter_class=raw,
     )
+    whole = benches.add_parser(
+        "pipeline",
+        help="how fast the whole is, and what holds it up",
+        description="The whole pipeline against its engine alone, its readers alone, and PyTorch's DataLoader.",
+        formatter_class=raw,
+    )
     if "bench" in words:
-        _add_read_options(reading)
+        _add_bench_options(reading, whole)
     reading.set_defaults(command=_bench_read)
+    whole.set_defaults(command=_bench_pipeline)
 
     check = commands.add_parser(
         "check",
@@ -176,10 +183,11 @@ def _add_slide_options(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser)
 
 
-def _add_read_options(parser: argparse.ArgumentParser) -> None:
-    from pipeline.read_bench import add_arguments
+def _add_bench_options(reading: argparse.ArgumentParser, whole: argparse.ArgumentParser) -> None:
+    from pipeline import pipeline_bench, read_bench
 
-    add_arguments(parser)
+    read_bench.add_arguments(reading)
+    pipeline_bench.add_arguments(whole)
 
 
 def _config(args: argparse.Namespace) -> Config:
@@ -226,6 +234,12 @@ def _make_slide(args: argparse.Namespace) -> int:
 
 def _bench_read(args: argparse.Namespace) -> int:
     from pipeline.read_bench import run
+
+    return run(args)
+
+
+def _bench_pipeline(args: argparse.Namespace) -> int:
+    from pipeline.pipeline_bench import run
 
     return run(args)
 
