@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from results.atomic import write_atomic
+from results.png import encode_png
 from results.record import SlideRecord
 
 
@@ -19,8 +18,5 @@ def write_mask(record: SlideRecord, path: Path) -> None:
     """
     if record.mask is None:
         raise ValueError(f"{record.slide}: the record has no tissue mask")
-    image = Image.fromarray(record.mask.astype(np.uint8) * np.uint8(255))
-    # Into memory first: Pillow writes to the descriptor itself and then names neither the file nor the cause.
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    write_atomic(path, lambda file: file.write(buffer.getbuffer()))
+    encoded = encode_png(record.mask.astype(np.uint8) * np.uint8(255))
+    write_atomic(path, lambda file: file.write(encoded))

@@ -115,8 +115,9 @@ def test_many_patches_in_one_pixel_are_averaged(make_record):
     grid = {"columns": 1024, "rows": 16, "patch_width": 8, "patch_height": 8, "step_x": 8, "step_y": 8}
     record = make_record(cells=len(columns), classes=("tumour",), columns=columns, rows=rows, probabilities=values,
                          info=info, geometry=grid, overview=np.full((4, 256, 3), 255, np.uint8), mask=None)  # fmt: skip
-    canvas_values = heatmap_png._on_canvas(values.reshape(1, 16, 1024), record, 4, 256)
-    np.testing.assert_allclose(canvas_values, 0.5)
+    greys = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    known, colours = heatmap_png._on_canvas(values.reshape(1, 16, 1024), greys, record, 4, 256)
+    assert known.all() and (colours == 128).all()
 
 
 def test_no_tissue_and_no_overview_still_give_a_picture(make_record, tmp_path):
