@@ -3,7 +3,7 @@
 The tissue fraction of a patch is the area-weighted mean of the mask under it: the mask is stretched over the slide, box
 edges fall between mask pixels where they fall, and the sum comes from an integral image (Crow 1984, "Summed-area
 tables"), interpolated linearly, which is exact for a picture of flat pixels. As both axes of the grid are regular, one
-axis is summed after the other, at a cost of the mask plus the grid, however many mask pixels a patch covers.
+axis is taken after the other, at a cost of the mask plus the grid, however many mask pixels a patch covers.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -92,8 +93,9 @@ def tissue_fractions(mask: npt.NDArray[np.bool_], info: SlideInfo, geometry: Geo
         raise ValueError(f"a tissue mask must be (h, w), not {mask.shape}")
     x = np.arange(geometry.columns) * geometry.step_x + geometry.origin_x
     y = np.arange(geometry.rows) * geometry.step_y + geometry.origin_y
-    across = _sums(mask.T, x, geometry.patch_width, info.width).T  # (h, columns): level-0 pixels of tissue
-    area = _sums(across, y, geometry.patch_height, info.height)  # (rows, columns)
+    table = cv2.integral(np.ascontiguousarray(mask).view(np.uint8), sdepth=cv2.CV_64F)  # (h + 1, w + 1)
+    across = _sums(table.T, x, geometry.patch_width, info.width).T  # (h + 1, columns)
+    area = _sums(across, y, geometry.patch_height, info.height)  # (rows, columns), level-0 pixels of tissue
     return np.round(np.clip(area / (geometry.patch_width * geometry.patch_height), 0, 1), 6)
 
 
@@ -106,15 +108,15 @@ def read_order(columns: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], grid
     return np.argsort(key * BLOCK + columns % BLOCK, kind="stable")
 
 
-def _sums(values: npt.NDArray[np.generic], begin: npt.NDArray[np.int64], length: int, size: int) -> npt.NDArray:
-    """Integrals of `values` (n, m), flat pixels stretched over `size`, along the first axis; float64 (boxes, m)."""
-    table = np.zeros((values.shape[0] + 1, values.shape[1]))
-    np.cumsum(values, axis=0, out=table[1:])
-    scale = size / values.shape[0]
+def _sums(table: npt.NDArray, begin: npt.NDArray[np.int64], length: int, size: int) -> npt.NDArray[np.float64]:
+    """Integrals over boxes along the first axis, of what `table` (n + 1, m) sums up for n flat pixels that are stretched
+    over `size`; (boxes, m)."""
+    pixels = table.shape[0] - 1
+    scale = size / pixels
 
     def upto(place: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         position = np.clip(place, 0, size) / scale
-        whole = np.minimum(position.astype(np.int64), values.shape[0] - 1)
+        whole = np.minimum(position.astype(np.int64), pixels - 1)
         part = (position - whole)[:, None]
         return table[whole] * (1 - part) + table[whole + 1] * part
 

@@ -41,7 +41,9 @@ def test_views_need_not_be_contiguous():
     np.testing.assert_array_equal(decode_png(encode_png(whole[3:9, 4:20])), whole[3:9, 4:20])
 
 
-@pytest.mark.parametrize("bad", [np.zeros((2, 2, 4), np.uint8), np.zeros((2, 2), np.float32), np.zeros((0, 2), np.uint8)])
+@pytest.mark.parametrize(
+    "bad", [np.zeros((2, 2, 4), np.uint8), np.zeros((2, 2), np.float32), np.zeros((0, 2), np.uint8)]
+)
 def test_other_kinds_of_pictures_are_refused(bad):
     """Floats, alpha and nothing at all are no pictures here."""
     with pytest.raises(ValueError, match="a picture must be uint8"):
