@@ -45,9 +45,14 @@ def gpu_count() -> int:
 def find_gpu(device: int = 0) -> Gpu | None:
     """The GPU, or None where there is none that can be used."""
     try:
-        return _gpu(load_runtime(), device) if gpu_count() > device else None
+        return read_gpu(device) if gpu_count() > device else None
     except EngineError:
         return None
+
+
+def read_gpu(device: int) -> Gpu:
+    """GPU `device`, counted among those that can be used. Raises EngineError."""
+    return _gpu(load_runtime(), device)
 
 
 class Cuda:
@@ -170,7 +175,16 @@ def _gpu(runtime: ModuleType, device: int) -> Gpu:
         memory_bytes=int(properties.totalGlobalMem),
         driver=_driver(),
         cuda=f"{cuda // 1000}.{cuda % 1000 // 10}",
+        pci=_pci(runtime, device),
     )
+
+
+def _pci(runtime: ModuleType, device: int) -> str:
+    error, raw = runtime.cudaDeviceGetPCIBusId(32, device)
+    if error != runtime.cudaError_t.cudaSuccess:
+        return ""
+    text = raw.decode("ascii", "replace") if isinstance(raw, bytes) else str(raw)
+    return text.split("\0")[0].lower()
 
 
 def _driver() -> str:

@@ -82,6 +82,10 @@ class Engine(Protocol):
         """
         ...
 
+    def telemetry(self) -> dict[str, float]:
+        """Figures since it was opened, plain numbers by name; empty where an engine has none. Cheap enough for once a second."""
+        ...
+
     def attach(self, memory: np.ndarray) -> None:
         """Tells the engine, once and before `contexts`, of the shared memory (uint8, one dimension) that patches will
         lie in.
@@ -121,3 +125,25 @@ def open_engine(kind: str, folded: Path, *, classes: int, patch_px: int, threads
 
         return NullEngine(folded, classes=classes, patch_px=patch_px, threads=threads, max_batch=max_batch)
     raise EngineError(f"inference.engine: unknown engine {kind!r}; known: {', '.join(KINDS)}")
+
+
+def open_configured(
+    inference: dict[str, Any], *, folded: Path, plan: Path | None, classes: int, patch_px: int, max_batch: int
+) -> Engine:
+    """Opens what a resolved configuration's `inference` section asks for: `folded` on the CPU, or `plan`, an engine of
+    engines.cache, on this process's first GPU. Raises EngineError.
+    """
+    if plan is None:
+        return open_engine(
+            inference["engine"],
+            folded,
+            classes=classes,
+            patch_px=patch_px,
+            threads=inference["threads"],
+            max_batch=max_batch,
+        )
+    from engines.backend import open_plan
+
+    return open_plan(
+        plan, classes=classes, patch_px=patch_px, max_batch=max_batch, cuda_graphs=inference["cuda_graphs"]
+    )

@@ -19,6 +19,8 @@ class Gpu:
     """The driver's release, "580.159.04", or empty where the system does not tell."""
     cuda: str = ""
     """The newest CUDA that the driver serves, "13.0"."""
+    pci: str = ""
+    """Its place on the bus, "0000:1b:00.0", or empty where the driver does not tell."""
 
     def __str__(self) -> str:
         return f"{self.name} ({self.compute_capability})"

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 from engines.errors import EngineError, one_line
 from engines.flavour import Flavour
@@ -111,7 +111,17 @@ def serves(engine: Identity, gpu: Gpu) -> bool:
     return gpu.compute_capability in engine.target.split(", ")
 
 
-def misfits(engine: Identity, flavour: Flavour, gpu: Gpu) -> list[str]:
+class Release(Protocol):
+    """A flavour by name and version; engines.flavour.Flavour is one."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+
+def misfits(engine: Identity, flavour: Release, gpu: Gpu) -> list[str]:
     """Why an engine cannot be loaded here, each with both values; empty where it can."""
     problems = []
     if engine.flavour != flavour.name:

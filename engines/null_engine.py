@@ -35,6 +35,9 @@ class NullEngine:
             "max_batch": self._max_batch,
         }
 
+    def telemetry(self) -> dict[str, float]:
+        return {}
+
     def attach(self, memory: np.ndarray) -> None:
         """Nothing to do: no pixel is read."""
 

@@ -84,6 +84,9 @@ class OnnxEngine:
             "load_seconds": round(self._load_seconds, 3),
         }
 
+    def telemetry(self) -> dict[str, float]:
+        return {}
+
     def attach(self, memory: np.ndarray) -> None:
         """Nothing to do: the CPU reads shared memory as any other."""
 

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.crew import Member
+from pipeline.crew import VISIBLE, Member
 from pipeline.rundir import RunDir
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,6 +33,7 @@ class Child:
     stderr: int
     started_at: float
     oom_kills: int
+    device: str = ""  # the GPU that it works on
     sentence: str = ""  # why we killed it, if we did
     joined: bool = False
 
@@ -76,7 +77,8 @@ def spawn(member: Member, generation: int, run: RunDir, memory_fd: int) -> Child
         )
     finally:
         os.close(write_end)
-    return Child(kind, name, generation, process, os.pidfd_open(process.pid), read_end, time.monotonic(), oom_kills())
+    pidfd, began, device = os.pidfd_open(process.pid), time.monotonic(), member.environment.get(VISIBLE, "")
+    return Child(kind, name, generation, process, pidfd, read_end, began, oom_kills(), device)
 
 
 def oom_kills() -> int:

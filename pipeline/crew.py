@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeline.config import Config
+from pipeline.dispatch.board import INFERENCE
+from pipeline.gpus import Device
+from pipeline.worker import PLAN
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +23,8 @@ class Member:
     cpus: str = ""
 
 
-def crew(config: Config) -> list[Member]:
-    """All workers but the batcher; `config` is resolved."""
+def crew(config: Config, devices: Sequence[Device] = ()) -> list[Member]:
+    """All workers but the batcher; `config` is resolved, `devices` are the GPUs of the run."""
     counts = {
         "aggregator": 1,
         "reader": config.reader.workers,
@@ -26,4 +32,14 @@ def crew(config: Config) -> list[Member]:
         "inference": config.inference.workers,
         "writer": config.writer.workers,
     }
-    return [Member(kind, f"{kind}-{i}") for kind, count in counts.items() for i in range(count)]
+    return [member(kind, i, devices) for kind, count in counts.items() for i in range(count)]
+
+
+def member(kind: str, index: int, devices: Sequence[Device] = ()) -> Member:
+    """The worker number `index` of its kind. Inference workers go round the GPUs, each on the cores nearest to its own."""
+    name = f"{kind}-{index}"
+    if kind != INFERENCE or not devices:
+        return Member(kind, name)
+    device = devices[index % len(devices)]
+    # Set before the process starts: CUDA reads it once, and shows the process this GPU alone, as number 0.
+    return Member(kind, name, {VISIBLE: device.visible, PLAN: str(device.plan)}, device.cpus)

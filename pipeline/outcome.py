@@ -6,7 +6,8 @@ from typing import Any
 
 from pipeline.status import StageStatus, Status, bottleneck, duration
 from pipeline.submissions import Submissions, Verdict
-from pipeline.supervisor import Ending, Watch
+from pipeline.supervisor import Ending
+from pipeline.watch import Gauge, Watch
 
 STAGES = ("reader", "tissue", "batcher", "inference", "aggregator", "writer")
 FAILURES_SHOWN = 20
@@ -100,6 +101,8 @@ def run_record(
         "memory_bound_bytes": memory_bound_bytes,
         "model": settings["model"],
         "engine": watch.report.get("engine", {}),
+        "engines": {name: engine_record(engine, watch.gauges.get(name)) for name, engine in watch.engines.items()},
+        "lost": watch.lost,
         "configuration": settings["config"],
         "failures": [
             {"slide": v.id, "path": v.path, "state": v.state, "reason": v.reason}
@@ -107,6 +110,13 @@ def run_record(
             if v.state != "complete"
         ],
     }
+
+
+def engine_record(engine: dict[str, Any], gauge: Gauge | None) -> dict[str, Any]:
+    """What one inference worker ran, and how it went, for run.json."""
+    if gauge is None:
+        return {**engine}
+    return {**engine, **gauge.last, "memory_mib_over_seconds": gauge.memory_mib}
 
 
 def summary(record: dict[str, Any], out: str) -> str:
@@ -123,6 +133,7 @@ def summary(record: dict[str, Any], out: str) -> str:
             f"{record['patches_per_s']:.0f} patches/s"
         )
         lines.append(f"bottleneck: {record['bottleneck']}")
+    lines += [f"DEGRADED: {name} was given up: {reason}" for name, reason in record["lost"].items()]
     failures = record["failures"]
     lines += [f"{entry['state']}: {_shown(entry['slide'])}: {entry['reason']}" for entry in failures[:FAILURES_SHOWN]]
     if len(failures) > FAILURES_SHOWN:

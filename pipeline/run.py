@@ -18,9 +18,11 @@ from typing import Any
 import structlog
 
 from engines.model import Model, load_model
+from engines.probe import probe
 from pipeline import __version__, log, memory
 from pipeline.config import Config, ConfigError, memory_bound, model_directory, resolve, result_hash
-from pipeline.crew import crew
+from pipeline.crew import Member, crew, member
+from pipeline.gpus import Placement, build_engine, place
 from pipeline.log import LogSink
 from pipeline.machine import MIB, detect
 from pipeline.outcome import exit_code, run_record, snapshot, summary
@@ -28,7 +30,8 @@ from pipeline.outdir import hold, run_directory
 from pipeline.progress import Progress
 from pipeline.rundir import RunDir, work_folder
 from pipeline.submissions import Earlier, Submissions, Verdict
-from pipeline.supervisor import Ending, Supervisor, Watch
+from pipeline.supervisor import Ending, Supervisor
+from pipeline.watch import Watch
 from results.atomic import write_atomic
 from results.journal import inferred_before
 from results.summary import is_complete, read_summary
@@ -63,7 +66,8 @@ def run_slides(found: list[Found], config: Config, options: Options, notices: li
         "classes": len(model.classes),
         "model_bytes": model.onnx_path.stat().st_size,
     }
-    config = resolve(config, detect(), **facts)
+    placement = place(config, model, probe, lambda wanted: build_engine(wanted, model, found))
+    config = resolve(placement.config, detect(), **facts, gpus=len(placement.devices), gpu_batch=placement.batch)
     bound = memory_bound(config, **facts)
     out = options.out.absolute()
     with hold(out) as private, run_directory(private) as run:
@@ -71,7 +75,7 @@ def run_slides(found: list[Found], config: Config, options: Options, notices: li
         sink = _open_sink(config, out, progress)
         log.configure("supervisor", "json", config.log.level, sink)
         logger = structlog.get_logger()
-        for notice in notices:
+        for notice in (*placement.notices, *notices):
             logger.warning(notice)
         logger.info(
             "starting",
@@ -79,12 +83,13 @@ def run_slides(found: list[Found], config: Config, options: Options, notices: li
             model=model.name,
             out=str(out),
             memory_at_most_mib=sum(size for _, size in bound) // MIB,
+            **({"gpus": [str(device.gpu) for device in placement.devices]} if placement.devices else {}),
         )
         try:
             settings = _settings(run, private, out, config, model)
             look = _looker(out, private, settings["key"], config.results.formats)
             submissions = Submissions(found, config.batcher.urgent, look)
-            ending, watch, elapsed_s = _supervise(run, settings, config, model, submissions, sink, progress)
+            ending, watch, elapsed_s = _supervise(run, settings, config, model, placement, submissions, sink, progress)
         finally:
             progress.close()
         for verdict in submissions.verdicts.values():
@@ -93,6 +98,7 @@ def run_slides(found: list[Found], config: Config, options: Options, notices: li
         code = exit_code(ending, list(submissions.verdicts.values()))
         invocation = {"started": began.isoformat(timespec="seconds"), "command": sys.argv, "host": platform.node()}
         total = sum(size for _, size in bound)
+        invocation["gpus"] = [device.to_dict() for device in placement.devices]
         record = run_record(settings, watch, submissions, Ending(code, ending.reason), elapsed_s, total, invocation)
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         try:
@@ -166,6 +172,7 @@ def _supervise(
     settings: dict[str, Any],
     config: Config,
     model: Model,
+    placement: Placement,
     submissions: Submissions,
     sink: LogSink,
     progress: Progress,
@@ -187,11 +194,19 @@ def _supervise(
         reason = {"reason": verdict.reason} if verdict.reason else {}
         say(f"slide {verdict.state}", slide=verdict.id, inferred=verdict.inferred, failed=verdict.failed, **reason)
 
+    def ready() -> None:
+        if not placement.devices:  # an engine for a GPU has the folded model in it, and was found right
+            prepare(model, run.model)
+
+    def recruit(kind: str, index: int) -> Member:
+        return member(kind, index, placement.devices)
+
     memory_fd = memory.create(layout)
     try:
-        supervisor = Supervisor(run, memory_fd, settings, crew(config), submissions, sink, watching, ended)
+        workers = crew(config, placement.devices)
+        supervisor = Supervisor(run, memory_fd, settings, workers, recruit, submissions, sink, watching, ended)
         began = time.monotonic()
-        ending = supervisor.run(lambda: prepare(model, run.model))
+        ending = supervisor.run(ready)
         return ending, supervisor.watch, time.monotonic() - began
     finally:
         os.close(memory_fd)

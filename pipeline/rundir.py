@@ -5,6 +5,7 @@
     OUT/.slidestream/work/<hash of slide id>  journal, overview and mask of a slide that is not finished
     RUN (mode 0700, below the temporary directory; removed at the end)
     RUN/hub                                   the batcher's socket
+    RUN/control                               the supervisor's socket (pipeline.control)
     RUN/settings.json                         the resolved configuration, as the workers read it
     RUN/model.onnx                            the model with its preprocessing folded in
 """
@@ -32,6 +33,14 @@ class RunDir:
     @property
     def hub(self) -> str:
         return f"ipc://{self.path / 'hub'}"
+
+    @property
+    def control_path(self) -> Path:
+        return self.path / "control"
+
+    @property
+    def control(self) -> str:
+        return f"ipc://{self.control_path}"
 
     @property
     def settings(self) -> Path:

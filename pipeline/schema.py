@@ -17,6 +17,8 @@ Auto = Literal["auto"]
 Workers = Annotated[int, Field(ge=1, le=1024)] | Auto
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
 
+ON_CPU = ("onnx", "null")  # engines that need no GPU
+
 CHANGES_RESULTS = "x-changes-results"
 
 
@@ -114,7 +116,8 @@ class Batcher(Section):
     """The process that decides which patches are read and inferred next, and the shared memory that it deals out."""
 
     batch: Annotated[int, Field(ge=1, le=4096)] | Auto = _key(
-        "auto", "Patches in a slot (and so in one run of the model) at most; auto: 32 on a CPU."
+        "auto",
+        "Patches in a slot (and so in one run of the model) at most; auto: 32 on a CPU, on a GPU what the engine is best at.",
     )
     slots: Annotated[int, Field(ge=3, le=65536)] | Auto = _key(
         "auto",
@@ -133,15 +136,44 @@ class Batcher(Section):
 class Inference(Section):
     """The processes that run the model."""
 
-    engine: Literal["onnx", "null"] = _key(
+    engine: Literal["onnx", "tensorrt", "aoti", "gpu", "null"] = _key(
         "onnx",
-        "What runs the model: onnx is ONNX Runtime on the CPU; null, for benchmarks, is nothing at all.",
+        "What runs the model: onnx is ONNX Runtime on the CPU; tensorrt and aoti are engines built for GPUs (slidestream "
+        "engine build), gpu is the faster of those; null, for benchmarks, is nothing at all.",
         changes_results=True,
     )
-    workers: Workers = _key("auto", "Processes that run the model; auto: from the number of cores.")
+    precision: Literal["auto", "fp16", "fp32", "int8"] = _key(
+        "auto", "Precision of the engine on GPUs; auto: the fastest that was found right there.", changes_results=True
+    )
+    devices: Literal["all"] | Annotated[tuple[int | Text, ...], Field(min_length=1, max_length=256)] = _key(
+        "all", 'GPUs to use: all, or a list of numbers or UUIDs, for example [0, 2] or ["GPU-5f9a..."].'
+    )
+    engines: Text | None = _key(None, "Folder of built engines; null: the user's cache.")
+    missing: Literal["refuse", "build"] = _key(
+        "refuse", "Where no engine fits the GPU: refuse to start, or build one first, verified on slides of this run."
+    )
+    fallback: Literal["none", "cpu"] = _key(
+        "none", "Where there is no GPU that can be used: refuse to start, or use the engine onnx and say so."
+    )
+    cuda_graphs: bool | None = _key(
+        None,
+        "Start all kernels of a batch with one call; null: as the engine does best (aoti does, TensorRT does not).",
+    )
+    per_gpu: int = _key(1, "Processes for each GPU, where workers is auto.", ge=1, le=16)
+    workers: Workers = _key(
+        "auto", "Processes that run the model, all together; auto: from the number of cores, or of GPUs."
+    )
     threads: Workers = _key("auto", "Threads of each of these processes; auto: from the number of cores.")
-    contexts: int = _key(1, "Batches that one process computes side by side.", ge=1, le=16)
+    contexts: Annotated[int, Field(ge=1, le=16)] | Auto = _key(
+        "auto", "Batches that one process computes side by side; auto: 3 on a GPU, 1 on a CPU."
+    )
     credit: int = _key(2, "Slots that each process holds at a time: one that it computes and the next.", ge=1, le=64)
+
+    @model_validator(mode="after")
+    def _precision_of_gpus(self) -> Self:
+        if self.engine in ON_CPU and self.precision not in ("auto", "fp32"):
+            raise ValueError(f"precision is {self.precision}, but the engine {self.engine} computes in fp32")
+        return self
 
 
 class Aggregator(Section):

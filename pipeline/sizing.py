@@ -6,9 +6,10 @@ Pure functions of the configuration and the machine; the tables are at the top.
 from __future__ import annotations
 
 from pipeline.machine import MIB, Machine
-from pipeline.schema import Config
+from pipeline.schema import ON_CPU, Config
 
 CPU_BATCH = 32
+GPU_CONTEXTS = 3
 SMALLEST_BATCH = 4  # to which an automatic batch shrinks where memory is short
 # Memory that a run may take of what the machine has; the rest is for the system and its page cache, which holds slide files.
 MEMORY_SHARE = 0.75
@@ -43,6 +44,8 @@ PROCESS_BYTES = {
     "aggregator": 45 * MIB,
     "writer": 130 * MIB,
 }
+# Of an inference process on a GPU, beside its slots: NVIDIA's libraries, the CUDA context, and PyTorch where that is used.
+GPU_PROCESS_BYTES = {"tensorrt": 2048 * MIB, "aoti": 4096 * MIB, "gpu": 4096 * MIB}
 # Of one open slide: a buffer for 2048 x 2048 pixels as OpenSlide gives them (16 MiB), and tile directories.
 READER_WORK_BYTES = 12 * MIB  # OpenSlide's cache during the check of a slide, read-ahead, one region before shrinking
 OPEN_SLIDE_BYTES = 24 * MIB
@@ -62,16 +65,25 @@ def resolve(
     patch_px: int = TYPICAL_PATCH_PX,
     classes: int = TYPICAL_CLASSES,
     model_bytes: int = TYPICAL_MODEL_BYTES,
+    gpus: int = 0,
+    gpu_batch: int | None = None,
 ) -> Config:
-    """`config` with numbers for every `auto`. What was given as a number stays; only `auto` values shrink to fit memory."""
-    readers, workers, threads = _shares(config, machine.cores)
-    batch = CPU_BATCH if config.batcher.batch == "auto" else config.batcher.batch
+    """`config` with numbers for every `auto`. What was given as a number stays; only `auto` values shrink to fit memory.
+
+    `gpus`: how many GPUs the run has (0: it is on the CPU), `gpu_batch`: the rows that suit their engine.
+    """
+    readers, workers, threads = _gpu_shares(config, machine.cores, gpus) if gpus else _shares(config, machine.cores)
+    batch = (gpu_batch or CPU_BATCH) if config.batcher.batch == "auto" else config.batcher.batch
+    if config.inference.contexts == "auto":
+        config = _replace(config, inference={"contexts": GPU_CONTEXTS if gpus else 1})
+    if config.inference.engine in ON_CPU:
+        config = _replace(config, inference={"precision": "fp32"})
     while True:
         sized = _sized(config, readers, workers, threads, batch)
         needed = sum(size for _, size in memory_bound(sized, patch_px, classes, model_bytes))
         if needed <= machine.memory_bytes * MEMORY_SHARE:
             return sized
-        if config.inference.workers == "auto" and workers > 1:
+        if config.inference.workers == "auto" and workers > 1 and not gpus:
             workers //= 2
             threads = _threads(config, machine.cores, workers)
         elif config.reader.workers == "auto" and readers > 1:
@@ -96,6 +108,13 @@ def _shares(config: Config, cores: int) -> tuple[int, int, int]:
     return readers, workers, threads
 
 
+def _gpu_shares(config: Config, cores: int, gpus: int) -> tuple[int, int, int]:
+    """Inference on a GPU takes little of the processor, so nearly all of it reads."""
+    readers = max(1, min(cores, _SHARES[-1][0])) if config.reader.workers == "auto" else config.reader.workers
+    workers = gpus * config.inference.per_gpu if config.inference.workers == "auto" else config.inference.workers
+    return readers, workers, 1
+
+
 def _threads(config: Config, cores: int, workers: int) -> int:
     return config.inference.threads if config.inference.threads != "auto" else max(1, cores // workers)
 
@@ -114,7 +133,12 @@ def _sized(config: Config, readers: int, workers: int, threads: int, batch: int)
 
 def slots_wanted(config: Config, readers: int, workers: int) -> int:
     """Slots with which no worker ever waits for room: what inference and readers hold by their credits, and one for urgent rows."""
-    return workers * (config.inference.credit + 1) + readers * config.reader.credit + 1
+    return workers * (config.inference.credit + contexts(config)) + readers * config.reader.credit + 1
+
+
+def contexts(config: Config) -> int:
+    """Contexts of each inference process; 1 where that is not resolved yet."""
+    return 1 if config.inference.contexts == "auto" else config.inference.contexts
 
 
 def _replace(config: Config, **sections: dict[str, object]) -> Config:
@@ -141,9 +165,12 @@ def memory_bound(
     )
     model = int(MODEL_COPIES * model_bytes)
     rows = min(config.batcher.batch, ENGINE_ROWS.get(config.inference.engine, config.batcher.batch))
-    inference = (
-        PROCESS_BYTES["inference"] + model + rows * config.inference.contexts * patch_px**2 * ACTIVATION_BYTES_PER_PIXEL
-    )
+    on_gpu = GPU_PROCESS_BYTES.get(config.inference.engine)
+    if on_gpu is None:
+        activations = rows * contexts(config) * patch_px**2 * ACTIVATION_BYTES_PER_PIXEL
+        inference = PROCESS_BYTES["inference"] + model + activations
+    else:
+        inference = on_gpu + model  # activations lie on the GPU
     return [
         (f"patches in shared memory, {config.batcher.slots} slots", slots_bytes(config, patch_px)),
         (f"overviews in shared memory, {config.batcher.overview_slots} places", overview_bytes(config)),

@@ -11,19 +11,22 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 import zmq
 
-from pipeline.children import Backoff, Child, Death, judge, oom_kills, spawn
+from pipeline.children import Child, Death, judge, oom_kills, spawn
+from pipeline.control import Control, Handler
 from pipeline.crew import Member
 from pipeline.dispatch.board import INFERENCE, SUPERVISOR
 from pipeline.link import HIGH_WATER
 from pipeline.log import LogSink
+from pipeline.roster import WELL_S, Roster
 from pipeline.rundir import RunDir
 from pipeline.submissions import Submissions, Verdict
+from pipeline.watch import Watch
 from pipeline.wire import (
     Condemn,
     Dead,
@@ -43,6 +46,7 @@ BATCHER = "batcher"
 LOOP_S = 0.1
 STOP_S = 10.0  # from Stop to the last process gone; writers may be syncing files
 PIPE_BYTES = 1 << 16
+GPU_START = 5  # times supervisor.start_s: an engine that comes from another machine compiles its kernels first
 # A child that leaves with one of these has said why no other try would help.
 _FINAL_CODES = (EXIT_CONFIGURATION, EXIT_INTERRUPTED)
 
@@ -55,33 +59,6 @@ class Ending:
     reason: str = ""
 
 
-@dataclass(slots=True)
-class Watch:
-    """What the supervisor knows of the run, for the display and run.json."""
-
-    report: dict[str, Any] = field(default_factory=dict)
-    restarts: dict[str, int] = field(default_factory=dict)
-    started_at: float = 0.0
-    first_result_s: float | None = None
-    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _before: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def take(self, report: dict[str, Any]) -> None:
-        """A report of the batcher. Each batcher counts seconds from its own start; `stages` has the sums over all."""
-        if report["boot"] != self.report.get("boot"):
-            self._before = self.stages
-        self.report = report
-        self.stages = {
-            kind: {name: value + self._earlier(kind, name) for name, value in stage.items()}
-            for kind, stage in report["stages"].items()
-        }
-        for kind, stage in self._before.items():
-            self.stages.setdefault(kind, {**stage, "workers": 0})
-
-    def _earlier(self, kind: str, name: str) -> float:
-        return self._before.get(kind, {}).get(name, 0.0) if name.endswith("_s") else 0
-
-
 class Supervisor:
     """One run. `crew` is every worker but the batcher."""
 
@@ -91,17 +68,20 @@ class Supervisor:
         memory_fd: int,
         settings: dict[str, Any],
         crew: list[Member],
+        recruit: Callable[[str, int], Member],
         submissions: Submissions,
         sink: LogSink,
         watching: Callable[[Watch], None],
         ended: Callable[[Verdict], None],
     ):
-        """`watching` is called several times a second, `ended` for every slide that is done."""
+        """`recruit(kind, index)` is a worker more, for `scale`; `watching` is called several times a second, `ended` for
+        every slide that is done.
+        """
         self._run_dir = run
         self._memory_fd = memory_fd
         self._run_id = settings["run"]
         self._config = settings["config"]["supervisor"]
-        self._crew = {member.name: member for member in (Member(BATCHER, BATCHER), *crew)}
+        self._roster = Roster((Member(BATCHER, BATCHER), *crew), recruit, self._config)
         self._submissions = submissions
         self._sink = sink
         self._watching = watching
@@ -110,7 +90,6 @@ class Supervisor:
         self._children: dict[str, Child] = {}
         self._generations: dict[str, int] = {}
         self._start_at: dict[str, float] = {}
-        self._backoffs: dict[str, Backoff] = {}
         self._last_words: dict[str, str] = {}
         self._signals: list[int] = []
         self._ending: Ending | None = None
@@ -121,6 +100,9 @@ class Supervisor:
         self._zmq = zmq.Context()
         self._hub: zmq.Socket | None = None
         self._poller = zmq.Poller()
+        handlers: dict[str, Handler] = {"scale": self._scale, "report": lambda question: {"report": self.watch.report}}
+        self._control = Control(self._zmq, run.control, handlers)
+        self._poller.register(self._control.socket, zmq.POLLIN)
 
     # ------------------------------------------------------------ the loop
 
@@ -133,11 +115,11 @@ class Supervisor:
         self._sink.listen(self._hear)
         restore = self._catch_signals()
         try:
-            first = [member for member in self._crew.values() if member.kind != INFERENCE]
+            first = [member for member in self._roster.members.values() if member.kind != INFERENCE]
             for member in first:
                 self._start(member)
             prepare()
-            for member in self._crew.values():
+            for member in self._roster.members.values():
                 if member.kind == INFERENCE:
                     self._start(member)
             while self._ending is None:
@@ -151,6 +133,7 @@ class Supervisor:
                 self._drop(child)
             if self._hub is not None:
                 self._hub.close(linger=0)
+            self._control.close()
             self._zmq.term()
 
     def _step(self) -> None:
@@ -160,7 +143,7 @@ class Supervisor:
         for name, at in list(self._start_at.items()):
             if now >= at:
                 del self._start_at[name]
-                self._start(self._crew[name])
+                self._start(self._roster.members[name])
         self._sink.settle()
         self._find_hanging(now)
         self._answer_signals(now)
@@ -186,6 +169,8 @@ class Supervisor:
                 self._reap(child)
         if self._hub is not None and self._hub in ready:
             self._receive()
+        if self._control.socket in ready:
+            self._control.answer()
 
     def _end(self, ending: Ending) -> None:
         """The first cause stands."""
@@ -238,24 +223,43 @@ class Supervisor:
         if death.code in _FINAL_CODES:
             self._end(Ending(death.code, self._last_words.get(child.name, f"{child.name}: {death.cause}")))
             return
-        self._replace(child, death)
+        if (member := self._roster.members.get(child.name)) is not None:  # not one that `scale` has sent away
+            self._replace(child, member, death)
 
-    def _replace(self, child: Child, death: Death) -> None:
+    def _replace(self, child: Child, member: Member, death: Death) -> None:
         self.watch.restarts[child.kind] = self.watch.restarts.get(child.kind, 0) + 1
-        backoff = self._backoffs.setdefault(
-            child.kind,
-            Backoff(self._config["backoff_s"], self._config["backoff_max_s"], self._config["max_failures"]),
-        )
         report = self.watch.report
         progress = (report.get("settled"), report.get("suspects"), len(self._submissions.verdicts))
-        pause_s = backoff.died(death.blame, progress)
-        self._log.warning("process died", worker=child.name, cause=death.cause, restart_in_s=pause_s)
-        if pause_s is None:
-            reason = f"{child.name} died {backoff.in_a_row} times in a row without any progress ({death.cause})"
-            words = self._last_words.get(child.name)
-            self._end(Ending(EXIT_FAULT, f"{reason}: {words}" if words else reason))
+        well = child.joined and (not child.device or time.monotonic() - child.started_at > WELL_S)
+        others = any(other.kind == child.kind and other.joined for other in self._children.values())
+        fate = self._roster.died(member, child.generation, death.blame, well, progress, others)
+        words = self._last_words.get(child.name)
+        reason = f"{death.cause}: {words}" if words else death.cause
+        if fate.give_up:
+            self.watch.lost[child.name] = reason
+            left = len(self._roster.of_kind(child.kind))
+            self._log.error("DEGRADED: a worker is given up", worker=child.name, left=left, reason=reason)
             return
-        self._start_at[child.name] = time.monotonic() + pause_s
+        self._log.warning("process died", worker=child.name, cause=death.cause, restart_in_s=fate.pause_s)
+        if fate.pause_s is None:
+            times = f"died {fate.in_a_row} times in a row without any progress"
+            self._end(Ending(EXIT_FAULT, f"{child.name} {times} ({death.cause}){f': {words}' if words else ''}"))
+            return
+        self._start_at[child.name] = time.monotonic() + fate.pause_s
+
+    def _scale(self, question: dict[str, Any]) -> dict[str, Any]:
+        """More or fewer workers of a stage, from now on. Those sent away are killed: others do again what they were at."""
+        kind, wanted = question.get("stage"), question.get("workers")
+        before = len(self._roster.of_kind(str(kind)))
+        leaving, joining = self._roster.scale(kind, wanted, self._children)
+        for member in leaving:
+            self._start_at.pop(member.name, None)
+            if (child := self._children.get(member.name)) is not None:
+                child.process.kill()  # without a sentence: nobody's fault
+        for member in joining:
+            self._start(member)
+        self._log.info("scaled", stage=kind, before=before, now=wanted)
+        return {"said": f"{kind}: {before} -> {wanted} workers"}
 
     def _drop(self, child: Child) -> None:
         self._poller.unregister(child.pidfd)
@@ -277,6 +281,8 @@ class Supervisor:
         """A log record on its way to the sink: the last word of a process says why it cannot go on, or how it crashed."""
         if record.get("level") == "critical":
             self._last_words[record["process"]] = str(record["event"])
+        elif record.get("level") == "error" and record.get("reason"):
+            self._last_words[record["process"]] = f"{record['event']}: {record['reason']}"
         elif text := str(record.get("exception") or record.get("text") or "").strip():
             self._last_words[record["process"]] = text.splitlines()[-1]
 
@@ -289,8 +295,9 @@ class Supervisor:
             if child.kind == BATCHER or child.joined:
                 continue
             child.joined = [child.name, child.generation] in present
-            if not child.joined and now - child.started_at > self._config["start_s"]:
-                child.kill(f"not ready after supervisor.start_s={self._config['start_s']:g}")
+            patience = self._config["start_s"] * (GPU_START if child.device else 1)
+            if not child.joined and now - child.started_at > patience:
+                child.kill(f"not ready after {patience:g} s (supervisor.start_s)")
 
     # ------------------------------------------------------------ messages
 
@@ -325,7 +332,10 @@ class Supervisor:
                         child.kill(message.reason)
 
     def _note(self, report: dict[str, Any]) -> None:
-        self.watch.take(report)
+        self.watch.take(report, time.monotonic() - self.watch.started_at)
+        for name, gauge in self.watch.gauges.items():
+            if grown := gauge.grown_mib():
+                self._log.warning("memory on the GPU grows", worker=name, grown_mib=round(grown))
         self._drained = bool(report["drained"])
         if self.watch.first_result_s is None and report["first_result_at"] is not None:
             # CLOCK_MONOTONIC is the machine's: the batcher's reading can be compared with ours.

@@ -203,6 +203,14 @@ class Inferred(Message):
     failures: list
 
 
+@dataclass(frozen=True, slots=True)
+class Telemetry(Message):
+    """Figures of the engine since it was opened, once a second or so: plain numbers by name. Says that the worker is well."""
+
+    KIND: ClassVar[int] = 34
+    values: dict
+
+
 # ---------------------------------------------------------------- aggregator
 
 

@@ -35,6 +35,9 @@ EXIT_INTERRUPTED = 75
 # What ends with the machine's or the operator's help, not with another try: the run stops and resumes later.
 HOPELESS_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
+# Names, to an inference worker on a GPU, the engine that it opens.
+PLAN = "SLIDESTREAM_PLAN"
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -61,6 +64,11 @@ class Post:
     @property
     def config(self) -> dict[str, Any]:
         return self.settings["config"]
+
+    @property
+    def plan(self) -> Path | None:
+        """The engine for this worker's GPU; None on a CPU."""
+        return Path(path) if (path := os.environ.get(PLAN)) else None
 
     def connect(self, credit: int, detail: dict | None = None) -> Link:
         hello = Hello(0, self.kind, self.settings["run"], os.getpid(), credit, detail or {})

@@ -6,20 +6,22 @@ while a GPU computes, and a slot goes back as soon as its pixels are copied.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
 
-from engines.engine import Context, open_engine
+from engines.engine import Context, Engine, open_configured
 from engines.errors import EngineError
 from pipeline import log
 from pipeline.link import Link
 from pipeline.memory import SharedSlots
-from pipeline.wire import Consumed, Inferred, Refused, Run
+from pipeline.wire import Consumed, Inferred, Refused, Run, Telemetry
 from pipeline.worker import EXIT_FAULT, Post, main
 
 WAIT_S = 0.002  # for the oldest batch, before looking at the socket again
+TELEMETRY_S = 1.0
 
 
 @dataclass(slots=True)
@@ -34,7 +36,9 @@ class Busy:
 class Inference:
     """Feeds idle contexts with leases, and collects what the busy ones have finished."""
 
-    def __init__(self, link: Link, slots: SharedSlots, contexts: list[Context]):
+    def __init__(self, link: Link, slots: SharedSlots, contexts: list[Context], engine: Engine):
+        self._engine = engine
+        self._told_at = 0.0
         self._link = link
         self._slots = slots
         self._idle = list(contexts)
@@ -51,10 +55,19 @@ class Inference:
                 if self._idle:
                     return  # perhaps there is another one
         self._link.beat()
+        self._tell()
         if self._busy:
             self._busy[0].context.wait(WAIT_S)
             for busy in list(self._busy):
                 self._look(busy)
+
+    def _tell(self) -> None:
+        now = time.monotonic()
+        if now - self._told_at < TELEMETRY_S:
+            return
+        self._told_at = now
+        if values := self._engine.telemetry():
+            self._link.send(Telemetry(values))
 
     def _start(self, lease: Run) -> None:
         context = self._idle.pop()
@@ -91,19 +104,24 @@ def failures(probabilities: np.ndarray) -> list[list]:
 def work(post: Post) -> None:
     config, model = post.config["inference"], post.settings["model"]
     slots = post.slots()
-    engine = open_engine(
-        config["engine"],
-        post.run.model,
-        classes=len(model["classes"]),
-        patch_px=model["patch_px"],
-        threads=config["threads"],
-        max_batch=post.settings["layout"]["batch"],
-    )
-    engine.attach(slots.bytes)
-    contexts = engine.contexts(config["contexts"])
+    try:
+        engine = open_configured(
+            config,
+            folded=post.run.model,
+            plan=post.plan,
+            classes=len(model["classes"]),
+            patch_px=model["patch_px"],
+            max_batch=post.settings["layout"]["batch"],
+        )
+        engine.attach(slots.bytes)
+        contexts = engine.contexts(config["contexts"])
+    except EngineError as error:
+        # Too little memory on the GPU, a GPU that is gone: another try may meet better times, and the last word is told.
+        log.get_logger().error("engine not started", reason=str(error))
+        raise SystemExit(EXIT_FAULT) from error
     # One lease for each context, and `credit` more that wait in line so that no context waits for a message.
     link = post.connect(config["contexts"] + config["credit"] - 1, engine.describe())
-    inference = Inference(link, slots, contexts)
+    inference = Inference(link, slots, contexts, engine)
     try:
         while True:
             inference.step(post.config["supervisor"]["beat_s"])

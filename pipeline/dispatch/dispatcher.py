@@ -36,6 +36,7 @@ from pipeline.wire import (
     Report,
     Stop,
     Submit,
+    Telemetry,
     Welcome,
     Who,
     Written,
@@ -112,6 +113,9 @@ class Dispatcher:
         worker = self._board.leases.get(name, generation)
         if worker is not None and isinstance(message, Beat):
             worker.heard_at = now  # and nothing else has changed, so there is nothing new to offer
+            return
+        if worker is not None and isinstance(message, Telemetry):
+            worker.heard_at, worker.telemetry = now, message.values
             return
         if isinstance(message, Hello):
             self._hello(name, generation, message, now)
@@ -268,5 +272,7 @@ class Dispatcher:
                 "stale": self.stale,
                 "drained": self.drained,
                 "engine": self._board.engine,
+                "engines": {w.name: w.detail for w in self._board.leases.of_kind(INFERENCE)},
+                "telemetry": {w.name: w.telemetry for w in self._board.leases.of_kind(INFERENCE) if w.telemetry},
             }
         )

@@ -40,6 +40,7 @@ class Worker:
     detail: dict
     free_since: float = 0.0
     condemned: bool = False
+    telemetry: dict = field(default_factory=dict)
     leases: dict[int, Lease] = field(default_factory=dict)
 
     @property

@@ -54,6 +54,7 @@ GOLDEN = [
     (wire.Run(8, 2, 32), 30, "93080220"),
     (wire.Consumed(8), 32, "9108"),
     (wire.Inferred(8, XY, [[0, "nan"]]), 33, "9308c4080001020304050607919200a36e616e"),
+    (wire.Telemetry({"batches": 3, "busy_seconds": 0.5}), 34, "9182a76261746368657303ac627573795f7365636f6e6473cb3fe0000000000000"),
     (wire.Ask(1, "a", {"k": 1}, True), 40, "9401a16181a16b01c3"),
     (wire.Known(1, None, b""), 41, "9301c0c400"),
     (wire.Begin(1, "a", {"plan": XY}), 42, "9301a16181a4706c616ec4080001020304050607"),

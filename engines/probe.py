@@ -1,0 +1,118 @@
+"""What GPUs and backends there are, asked in a process of its own: a driver that hangs, or a library that crashes, takes
+nobody with it, and who only wants to know need not load TensorRT or PyTorch.
+
+    python -m engines.probe tensorrt aoti        one line of JSON
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engines.errors import EngineError, one_line
+from engines.gpu import Gpu
+
+if TYPE_CHECKING:
+    from engines.flavour import Flavour
+
+PROBE_S = 120.0  # a cold file system may need a minute for PyTorch
+BACKENDS = ("tensorrt", "aoti")
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """A flavour that can be used here (engines.identity.Release)."""
+
+    name: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """GPUs in CUDA's order (CUDA_VISIBLE_DEVICES counts), and the flavours of the backends.
+
+    `problem` says why there is no GPU, `reasons` per backend why it cannot be used.
+    """
+
+    gpus: tuple[Gpu, ...] = ()
+    flavours: tuple[Installed, ...] = ()
+    problem: str = ""
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Probe:
+        flavours = tuple(Installed(name, version) for name, version in raw["flavours"])
+        return cls(tuple(Gpu(**gpu) for gpu in raw["gpus"]), flavours, raw["problem"], raw["reasons"])
+
+    def flavour(self, name: str) -> Installed | None:
+        return next((flavour for flavour in self.flavours if flavour.name == name), None)
+
+
+def probe(backends: tuple[str, ...] = BACKENDS, timeout_s: float = PROBE_S) -> Probe:
+    """Asks; what goes wrong is in `problem`."""
+    command = [sys.executable, "-m", "engines.probe", *backends]
+    path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            env={**os.environ, "PYTHONPATH": path},
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Probe(problem=f"the GPU's driver gave no answer in {timeout_s:g} s")
+    try:
+        return Probe.from_dict(json.loads(done.stdout.splitlines()[-1]))
+    except (IndexError, ValueError, KeyError, TypeError):
+        words = done.stderr.strip().splitlines()
+        return Probe(
+            problem=f"looking for GPUs failed (exit code {done.returncode}): {one_line(words[-1] if words else '')}"
+        )
+
+
+def _look(backends: list[str]) -> dict[str, Any]:
+    from engines.cuda import gpu_count, read_gpu
+
+    gpus, problem = [], ""
+    flavours: list[tuple[str, str]] = []
+    reasons: dict[str, str] = {}
+    try:
+        gpus = [read_gpu(device).to_dict() for device in range(gpu_count())]
+        problem = "" if gpus else "there is no GPU that this user may use (CUDA_VISIBLE_DEVICES limits them)"
+    except EngineError as error:
+        problem = str(error)
+    if gpus:
+        for backend in backends:
+            try:
+                flavours += [(flavour.name, flavour.version) for flavour in _flavours(backend)]
+            except EngineError as error:
+                reasons[backend] = str(error)
+    return {"gpus": gpus, "flavours": flavours, "problem": problem, "reasons": reasons}
+
+
+def _flavours(backend: str) -> list[Flavour]:
+    """All flavours of a backend that can be loaded. Raises EngineError: none."""
+    if backend == "aoti":
+        from engines.aoti_build import load_aoti
+
+        return [load_aoti()]
+    from engines.flavour import FLAVOURS, load_flavour
+
+    found = []
+    for name in FLAVOURS:
+        with contextlib.suppress(EngineError):
+            found.append(load_flavour(name))
+    return found or [load_flavour()]  # the latter raises, with all the reasons
+
+
+if __name__ == "__main__":
+    print(json.dumps(_look(sys.argv[1:])))

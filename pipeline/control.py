@@ -1,0 +1,90 @@
+"""The control socket of a run: one question, one answer, in JSON, over a socket in a directory that only its user can enter.
+
+    {"do": "scale", "stage": "reader", "workers": 12}   ->   {"ok": true, "said": "reader: 8 -> 12 workers"}
+    anything that cannot be done                        ->   {"ok": false, "said": "why not"}
+
+The supervisor answers in its loop; nothing here waits but the one who asks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from pipeline.overrides import ConfigError
+from pipeline.rundir import PRIVATE, RunDir
+
+MAX_BYTES = 1 << 20
+ANSWER_S = 10.0
+
+Handler = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class Refusal(Exception):
+    """What was asked cannot be done; the text says why, in one line."""
+
+
+class Control:
+    """The answering end. `handlers` by verb: each takes the question and gives the answer, or raises Refusal."""
+
+    def __init__(self, context: zmq.Context, address: str, handlers: dict[str, Handler]):
+        self._handlers = handlers
+        self.socket = context.socket(zmq.ROUTER)
+        self.socket.setsockopt(zmq.LINGER, 200)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
+        self.socket.bind(address)
+
+    def answer(self) -> None:
+        """Answers what has been asked; to be called when the socket is readable."""
+        while True:
+            try:
+                frames = self.socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            if len(frames) != 3:
+                continue
+            reply = json.dumps(self._reply(frames[2])).encode()
+            self.socket.send_multipart([frames[0], b"", reply], zmq.DONTWAIT)
+
+    def _reply(self, body: bytes) -> dict[str, Any]:
+        try:
+            question = json.loads(body)
+            verb = question["do"]
+            handler = self._handlers[verb]
+        except (ValueError, TypeError, KeyError):
+            return {"ok": False, "said": f"not understood; known: {', '.join(sorted(self._handlers))}"}
+        try:
+            return {"ok": True, **handler(question)}
+        except Refusal as refusal:
+            return {"ok": False, "said": str(refusal)}
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def ask(out: Path, question: dict[str, Any], timeout_s: float = ANSWER_S) -> dict[str, Any]:
+    """The answer of the run that holds `out`. Raises ConfigError: there is none, it does not answer, or it refuses."""
+    try:
+        run = RunDir(Path((out / PRIVATE / "run").read_text().strip()))
+    except OSError as error:
+        raise ConfigError(f"{out}: no run is under way there ({error.strerror})") from error
+    if not run.control_path.exists():
+        raise ConfigError(f"{out}: no run is under way there; the last one ended without cleaning up")
+    context = zmq.Context()
+    try:
+        socket = context.socket(zmq.REQ)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.connect(run.control)
+        socket.send(json.dumps(question).encode())
+        if not socket.poll(timeout_s * 1000):
+            raise ConfigError(f"{out}: its run does not answer within {timeout_s:g} s")
+        answer = json.loads(socket.recv())
+    finally:
+        context.destroy(linger=0)
+    if not answer.get("ok"):
+        raise ConfigError(f"{out}: {answer.get('said', 'refused')}")
+    return answer

@@ -1,0 +1,290 @@
+"""Which GPUs a run uses, with which engines: from the configuration, what the machine has, and the folder of engines.
+
+The decisions are pure functions of what was found (engines.probe) and of the sidecars of the engines; nothing of NVIDIA's
+is loaded here.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engines.cache import EngineCache, Entry
+from engines.gpu import Gpu
+from engines.identity import misfits
+from engines.model import Model
+from engines.probe import Probe
+from pipeline.config import ROOT, Config, ConfigError
+from slides.discover import Found
+
+ON_GPUS = ("tensorrt", "aoti", "gpu")
+AOTI = "aoti"
+_VERIFY_SLIDES = 8  # of a run, that a missing engine is verified on
+_DEVICES = Path("/sys/bus/pci/devices")
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A GPU with the engine for it. `cpus` are the cores nearest to it ("0,1,2"), empty where that limits nothing; `index`
+    is its number among those that this process may use.
+    """
+
+    gpu: Gpu
+    plan: Path
+    cpus: str = ""
+    index: int = 0
+
+    @property
+    def visible(self) -> str:
+        """What CUDA_VISIBLE_DEVICES must be for a process to see this GPU alone."""
+        if self.gpu.uuid:
+            return self.gpu.uuid
+        outer = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        return outer.split(",")[self.index] if outer else str(self.index)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.gpu.to_dict(), "engine": self.plan.name, "cpus": self.cpus}
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What `place` decided. `config` names one engine and one precision; without devices the run is on the CPU."""
+
+    config: Config
+    devices: tuple[Device, ...] = ()
+    batch: int | None = None
+    """Rows that suit the engines best; None on a CPU."""
+    notices: tuple[str, ...] = field(default=())
+
+
+class Missing(ConfigError):
+    """There is a GPU, but no engine that fits it."""
+
+
+def place(
+    config: Config,
+    model: Model,
+    probe: Callable[[tuple[str, ...]], Probe],
+    build: Callable[[Config], None] | None = None,
+) -> Placement:
+    """GPUs and engines for a run. `build`, where given, makes the engine that is missing.
+
+    Raises ConfigError: no GPU or no engine where one was asked for, naming what to do.
+    """
+    inference = config.inference
+    if inference.engine not in ON_GPUS:
+        return Placement(config)
+    found = probe(("tensorrt", AOTI) if inference.engine == "gpu" else (inference.engine,))
+    try:
+        gpus = choose_gpus(inference.devices, found)
+        try:
+            return _placed(config, model, found, gpus)
+        except Missing:
+            if inference.missing != "build" or build is None:
+                raise
+        build(config)
+        return _placed(config, model, found, gpus)
+    except ConfigError as error:
+        if inference.fallback != "cpu":
+            raise
+        on_cpu = inference.model_copy(update={"engine": "onnx", "precision": "auto"})
+        notice = f"NO GPU IS USED: {error}. Going on with the CPU (inference.fallback=cpu), many times slower"
+        return Placement(config.model_copy(update={"inference": on_cpu}), notices=(notice,))
+
+
+def choose_gpus(devices: str | Sequence[int | str], found: Probe) -> list[Gpu]:
+    """The GPUs that the configuration names, in its order. Raises ConfigError."""
+    if not found.gpus:
+        raise ConfigError(
+            f"inference.engine asks for a GPU, but {found.problem}; use inference.engine=onnx for the CPU"
+        )
+    if devices == "all":
+        return list(found.gpus)
+    chosen: list[Gpu] = []
+    for device in devices:
+        if isinstance(device, int):
+            fits = [found.gpus[device]] if 0 <= device < len(found.gpus) else []
+        else:
+            fits = [gpu for gpu in found.gpus if gpu.uuid and gpu.uuid.startswith(device)]
+        if len(fits) != 1:
+            there = ", ".join(f"{i}: {gpu.name} {gpu.uuid}" for i, gpu in enumerate(found.gpus))
+            problem = "no such GPU" if not fits else "several GPUs begin so"
+            raise ConfigError(f"inference.devices: {device}: {problem}; there are {there}")
+        if fits[0] in chosen:
+            raise ConfigError(f"inference.devices: {device}: this GPU is named twice")
+        chosen += fits
+    return chosen
+
+
+def _placed(config: Config, model: Model, found: Probe, gpus: Sequence[Gpu]) -> Placement:
+    inference = config.inference
+    cache = EngineCache(Path(inference.engines).expanduser() if inference.engines else None)
+    entries = [entry for entry in cache.entries() if entry.identity is None or entry.identity.model == model.sha256]
+    reasons: list[str] = []
+    # One precision for the whole run: a probability must not depend on which GPU the patch met.
+    for precision in precisions(inference.precision, entries, gpus[0]):
+        wish = Wish(
+            inference.engine, precision, model, None if config.batcher.batch == "auto" else config.batcher.batch
+        )
+        chosen = {}
+        for gpu in gpus:
+            entry, why = choose_engine(entries, gpu, found, wish)
+            if entry is None:
+                reasons += [f"for {gpu}: {reason}" for reason in why]
+                break
+            chosen[gpu] = entry
+        else:
+            return _placement(config, model, chosen, found)
+    unloadable = [] if reasons else list(found.reasons.values())
+    told = "; ".join(dict.fromkeys(reasons or unloadable)) or "none has been built"
+    raise Missing(
+        f"{cache.folder}: no engine of {model.name} can be used: {told}; build one: {build_command(config, model)}"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What an engine must be. `batch`: rows that it must take, None where that is left to it."""
+
+    engine: str
+    precision: str
+    model: Model
+    batch: int | None
+
+
+def precisions(wanted: str, entries: Sequence[Entry], gpu: Gpu) -> list[str]:
+    """The precisions to try; for "auto" all that there are, the fastest on this kind of GPU first."""
+    if wanted != "auto":
+        return [wanted]
+    speeds: dict[str, float] = {}
+    for entry in entries:
+        if entry.identity is not None:
+            name = entry.identity.precision
+            speeds[name] = max(speeds.get(name, 0.0), _speed(entry, gpu))
+    return sorted(speeds, key=lambda name: -speeds[name]) or ["fp16"]
+
+
+def choose_engine(entries: Sequence[Entry], gpu: Gpu, found: Probe, wish: Wish) -> tuple[Entry | None, list[str]]:
+    """The fastest engine that may be loaded on `gpu`, or None with why each of the others cannot be."""
+    able, reasons = [], []
+    for entry in entries:
+        problem = _unfit(entry, gpu, found, wish)
+        if problem:
+            reasons.append(f"{entry.plan.name} {problem}")
+        else:
+            able.append(entry)
+    return (max(able, key=lambda entry: _speed(entry, gpu)) if able else None), reasons
+
+
+def _unfit(entry: Entry, gpu: Gpu, found: Probe, wish: Wish) -> str:
+    """Why an engine is not for this GPU and wish; empty where it is."""
+    identity = entry.identity
+    if entry.problem or identity is None:
+        return entry.problem
+    backend = AOTI if identity.flavour == AOTI else "tensorrt"
+    if wish.engine not in ("gpu", backend):
+        return f"is of the backend {backend}"
+    if identity.precision != wish.precision:
+        return f"is {identity.precision}"
+    flavour = found.flavour(identity.flavour)
+    if flavour is None:
+        return f"wants {identity.flavour}, which is not installed"
+    if problems := misfits(identity, flavour, gpu):
+        return "was " + "; ".join(problems)
+    profile = _profile(entry, wish.model)
+    if profile is None:
+        return f"takes no patches of {wish.model.patch_px} px"
+    if wish.batch is not None and profile["maximum"] < wish.batch:
+        return f"takes batches of up to {profile['maximum']}, batcher.batch is {wish.batch}"
+    verified = entry.verification(gpu)
+    if verified is None:
+        return "was never verified there (slidestream engine verify)"
+    return "" if verified.get("passed") else f"was found wrong there: {verified.get('reason')}"
+
+
+def _placement(config: Config, model: Model, chosen: dict[Gpu, Entry], found: Probe) -> Placement:
+    entries = list(chosen.values())
+    backends = {AOTI if e.identity and e.identity.flavour == AOTI else "tensorrt" for e in entries}
+    # GPUs of different kinds may have engines of both backends; then the name says no more than "gpu".
+    engine = backends.pop() if len(backends) == 1 else config.inference.engine
+    precision = entries[0].identity.precision if entries[0].identity else "auto"
+    inference = config.inference.model_copy(update={"engine": engine, "precision": precision})
+    batch = min(profile["optimum"] for e in entries if (profile := _profile(e, model)))
+    devices = tuple(
+        Device(gpu, entry.plan.absolute(), near(gpu), found.gpus.index(gpu)) for gpu, entry in chosen.items()
+    )
+    return Placement(config.model_copy(update={"inference": inference}), devices, batch)
+
+
+def _profile(entry: Entry, model: Model) -> dict[str, int] | None:
+    profiles = entry.identity.profiles if entry.identity else []
+    return next((profile for profile in profiles if profile["patch_px"] == model.patch_px), None)
+
+
+def _speed(entry: Entry, gpu: Gpu) -> float:
+    found: dict[str, Any] = entry.verification(gpu) or {}
+    return float(found.get("patches_per_s") or 0.0)
+
+
+def build_command(config: Config, model: Model) -> str:
+    """What a person types to make the engine that is missing."""
+    return f"slidestream {shlex.join(_build_words(config, model))} {_tissue(config, 'SLIDE_OR_FOLDER')}"
+
+
+def _build_words(config: Config, model: Model) -> list[str]:
+    inference = config.inference
+    backend = "auto" if inference.engine == "gpu" else inference.engine
+    words = ["engine", "build", str(model.directory), "--backend", backend, "--precision", inference.precision]
+    if inference.engines:
+        words += ["--engines", inference.engines]
+    return words
+
+
+def _tissue(config: Config, slides: str) -> str:
+    return f"--calibrate {slides}" if config.inference.precision == "int8" else f"--verify-on {slides}"
+
+
+def near(gpu: Gpu, allowed: set[int] | None = None, devices: Path = _DEVICES) -> str:
+    """The cores of the GPU's NUMA node that this process may use, as `taskset` takes them; empty where these are all."""
+    allowed = os.sched_getaffinity(0) if allowed is None else allowed
+    try:
+        text = (devices / gpu.pci / "local_cpulist").read_text().strip() if gpu.pci else ""
+    except OSError:
+        return ""
+    cores = cpu_list(text) & allowed
+    return "" if not cores or cores == allowed else ",".join(map(str, sorted(cores)))
+
+
+def cpu_list(text: str) -> set[int]:
+    """The kernel's "0-3,8" as numbers; nothing where it is something else."""
+    cores: set[int] = set()
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal():
+            return set()
+        cores.update(range(int(first), int(last or first) + 1))
+    return cores
+
+
+def build_engine(config: Config, model: Model, slides: Sequence[Found]) -> None:
+    """Runs `slidestream engine build` for the engine that is missing, verified on some of these slides.
+
+    Raises ConfigError where it fails; what it says goes to standard error.
+    """
+    chosen = shlex.join(str(found.path) for found in spread(slides))
+    words = [sys.executable, "-m", "pipeline.cli", *_build_words(config, model), *shlex.split(_tissue(config, chosen))]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise ConfigError(f"no engine fits and none could be built (exit code {done.returncode}, see above)")
+
+
+def spread(slides: Sequence[Found], most: int = _VERIFY_SLIDES) -> Sequence[Found]:
+    """At most so many, from the whole length of the list."""
+    return slides if len(slides) <= most else [slides[i * len(slides) // most] for i in range(most)]
