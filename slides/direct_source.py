@@ -22,7 +22,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import openslide
@@ -32,7 +31,7 @@ from slides.errors import SlideError
 from slides.geometry import Geometry, SlideInfo, resample
 from slides.jpeg_tiles import TileError, shrink_whole
 from slides.openslide_source import OpenSlideSource, _blocks
-from slides.shrink import shrink
+from slides.shrink import shrink, shrink_area
 from slides.source import UNREADABLE, Source, no_beat
 from slides.tiff_index import Directory
 from slides.tile_cache import Pixels, shared_cache
@@ -137,8 +136,7 @@ class DirectSource:
                 view = _whole(level, x1 - x0, y1 - y0)
                 self._file.read_ahead(level, self._missing(view, [[x0, y0]]))
                 self._region(view, x0, y0, block, tally)
-                size = right - left, bottom - top
-                out[top:bottom, left:right] = cv2.resize(block, size, interpolation=cv2.INTER_AREA)
+                out[top:bottom, left:right] = shrink_area(block, right - left, bottom - top)
         if not tally.good:
             raise SlideError(self.info.path, f"no part of it can be read: {tally.reason}")
         self._cache.discard(self._number)

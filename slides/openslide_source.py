@@ -28,6 +28,7 @@ from openslide import lowlevel
 
 from slides.errors import SlideError
 from slides.geometry import Geometry, SlideInfo, check_mpp, resample
+from slides.shrink import shrink_area
 from slides.source import UNREADABLE, no_beat
 
 # The overview is read in blocks of about this many level pixels a side: 16 MB each, and few tiles decoded twice.
@@ -83,9 +84,7 @@ class OpenSlideSource:
             for left, right, x0, x1 in _blocks(out.shape[1], width):
                 block = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
                 self._overview_block(level, x0, y0, block, tally, beat)
-                out[top:bottom, left:right] = cv2.resize(
-                    block, (right - left, bottom - top), interpolation=cv2.INTER_AREA
-                )
+                out[top:bottom, left:right] = shrink_area(block, right - left, bottom - top)
         if not tally.read:
             raise SlideError(self._path, f"no part of it can be read: {tally.reason}")
         return out

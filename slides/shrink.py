@@ -19,6 +19,14 @@ from slides.geometry import resample
 _LEAST, _MOST = 1.25, 2.8
 
 
+def shrink_area(region: npt.NDArray[np.uint8], width: int, height: int) -> npt.NDArray[np.uint8]:
+    """`region` (h, w, 3) averaged by area to (height, width, 3), within a grey level on average where that is faster."""
+    low, high = sorted((region.shape[1] / width, region.shape[0] / height))
+    if _LEAST <= low and high <= _MOST and region.shape[:2] != (2 * height, 2 * width):
+        region = cv2.resize(region, (2 * width, 2 * height), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(region, (width, height), interpolation=cv2.INTER_AREA)
+
+
 def shrink(region: npt.NDArray[np.uint8], patch_px: int, out: npt.NDArray[np.uint8]) -> None:
     """Bring `region` (h, w, 3) to `out` (patch_px, patch_px, 3), as `slides.geometry.resample` does within a grey level.
 
