@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engines.errors import EngineError, ModelError
-from pipeline import __version__, engine_command, model_command
+from pipeline import __version__, control_command, engine_command, model_command
 from pipeline.config import Config, ConfigError, load_config
 from pipeline.memory import MemoryLack
 from pipeline.worker import EXIT_CONFIGURATION, EXIT_FAULT
@@ -125,6 +125,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         _add_slide_options(slide)
     slide.set_defaults(command=_make_slide)
 
+    control_command.add_parser(commands)
     engine_command.add_parser(commands)
     model_command.add_parser(commands)
 
@@ -144,10 +145,17 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         description="The whole pipeline against its engine alone, its readers alone, and PyTorch's DataLoader.",
         formatter_class=raw,
     )
+    engine = benches.add_parser(
+        "engine",
+        help="how fast a model runs on this GPU, by each engine and precision",
+        description="Latency, images a second, GPU memory and loss of a model by each engine and precision, beside PyTorch.",
+        formatter_class=raw,
+    )
     if "bench" in words:
-        _add_bench_options(reading, whole)
+        _add_bench_options(reading, whole, engine)
     reading.set_defaults(command=_bench_read)
     whole.set_defaults(command=_bench_pipeline)
+    engine.set_defaults(command=_bench_engine)
 
     check = commands.add_parser(
         "check",
@@ -183,11 +191,14 @@ def _add_slide_options(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser)
 
 
-def _add_bench_options(reading: argparse.ArgumentParser, whole: argparse.ArgumentParser) -> None:
-    from pipeline import pipeline_bench, read_bench
+def _add_bench_options(
+    reading: argparse.ArgumentParser, whole: argparse.ArgumentParser, engine: argparse.ArgumentParser
+) -> None:
+    from pipeline import engine_bench, pipeline_bench, read_bench
 
     read_bench.add_arguments(reading)
     pipeline_bench.add_arguments(whole)
+    engine_bench.add_arguments(engine)
 
 
 def _config(args: argparse.Namespace) -> Config:
@@ -240,6 +251,12 @@ def _bench_read(args: argparse.Namespace) -> int:
 
 def _bench_pipeline(args: argparse.Namespace) -> int:
     from pipeline.pipeline_bench import run
+
+    return run(args)
+
+
+def _bench_engine(args: argparse.Namespace) -> int:
+    from pipeline.engine_bench import run
 
     return run(args)
 

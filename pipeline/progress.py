@@ -41,12 +41,10 @@ class Progress:
 
     def update(self, status: Status) -> None:
         """A new snapshot."""
-        if self._quiet:
-            return
         self._recent.append(status)
         while len(self._recent) > 2 and status.elapsed_s - self._recent[1].elapsed_s >= SMOOTHING_S:
             self._recent.popleft()
-        if status.elapsed_s < self._next_s:
+        if self._quiet or status.elapsed_s < self._next_s:
             return
         older = self._recent[0]
         if self._live is not None:
@@ -55,6 +53,10 @@ class Progress:
         else:
             self._next_s = status.elapsed_s + LINE_EVERY_S
             self._print(plain_line(status, older))
+
+    def now(self) -> str:
+        """The newest snapshot in one line."""
+        return plain_line(self._recent[-1], self._recent[0]) if self._recent else "starting"
 
     def log(self, text: str) -> None:
         """A line of the log (it may be coloured), above the panel."""

@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from pipeline.outcome import exit_code, run_record, snapshot, summary
 from pipeline.outdir import hold, run_directory
 from pipeline.progress import Progress
 from pipeline.rundir import RunDir, work_folder
+from pipeline.status import bottleneck
 from pipeline.submissions import Earlier, Submissions, Verdict
 from pipeline.supervisor import Ending, Supervisor
 from pipeline.watch import Watch
@@ -194,6 +195,13 @@ def _supervise(
         reason = {"reason": verdict.reason} if verdict.reason else {}
         say(f"slide {verdict.state}", slide=verdict.id, inferred=verdict.inferred, failed=verdict.failed, **reason)
 
+    def status(question: dict[str, Any]) -> dict[str, Any]:
+        now = snapshot(supervisor.watch, submissions, time.monotonic() - supervisor.watch.started_at)
+        lines = [progress.now(), bottleneck(now.stages)]
+        lines += [f"{name} was given up: {reason}" for name, reason in supervisor.watch.lost.items()]
+        report = {name: supervisor.watch.report.get(name) for name in ("slots", "suspects", "records", "telemetry")}
+        return {"lines": lines, "run": {**asdict(now), **report, "lost": supervisor.watch.lost}}
+
     def ready() -> None:
         if not placement.devices:  # an engine for a GPU has the folded model in it, and was found right
             prepare(model, run.model)
@@ -204,7 +212,9 @@ def _supervise(
     memory_fd = memory.create(layout)
     try:
         workers = crew(config, placement.devices)
-        supervisor = Supervisor(run, memory_fd, settings, workers, recruit, submissions, sink, watching, ended)
+        supervisor = Supervisor(
+            run, memory_fd, settings, workers, recruit, submissions, sink, watching, ended, {"status": status}
+        )
         began = time.monotonic()
         ending = supervisor.run(ready)
         return ending, supervisor.watch, time.monotonic() - began

@@ -73,9 +73,10 @@ class Supervisor:
         sink: LogSink,
         watching: Callable[[Watch], None],
         ended: Callable[[Verdict], None],
+        answers: dict[str, Handler],
     ):
         """`recruit(kind, index)` is a worker more, for `scale`; `watching` is called several times a second, `ended` for
-        every slide that is done.
+        every slide that is done. `answers` are what the control socket answers beside `scale`.
         """
         self._run_dir = run
         self._memory_fd = memory_fd
@@ -100,8 +101,7 @@ class Supervisor:
         self._zmq = zmq.Context()
         self._hub: zmq.Socket | None = None
         self._poller = zmq.Poller()
-        handlers: dict[str, Handler] = {"scale": self._scale, "report": lambda question: {"report": self.watch.report}}
-        self._control = Control(self._zmq, run.control, handlers)
+        self._control = Control(self._zmq, run.control, {"scale": self._scale, **answers})
         self._poller.register(self._control.socket, zmq.POLLIN)
 
     # ------------------------------------------------------------ the loop
