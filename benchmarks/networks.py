@@ -7,15 +7,18 @@ convolution, as everyone runs it); Huang et al., arXiv:1608.06993; Dosovitskiy e
 
 from __future__ import annotations
 
+import argparse
 import json
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 MEAN = [0.485, 0.456, 0.406]
 STD = [0.229, 0.224, 0.225]
+WEIGHTS = "weights.pt"
 
 
 class Bottleneck(nn.Module):
@@ -218,5 +221,42 @@ def model_directory(name: str, folder: Path, side: int = 224, module: nn.Module 
     return folder
 
 
+def write(name: str, folder: Path, side: int = 224, verified: int = 256, calibrated: int = 500) -> None:
+    """A model directory with all that benchmarks want of a network: the graph, a torch.export program, weights (for `load`),
+    and, for PyTorch's DataLoader, `loader/` with TorchScript; `patches.npy` and `calibration.npy` of noise beside it."""
+    module = network(name, side, "cuda" if torch.cuda.is_available() else "cpu").cpu().eval()
+    model_directory(name, folder, side, module)
+    torch.save(module.state_dict(), folder / WEIGHTS)
+    images = torch.zeros(2, 3, side, side)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        free = ({0: torch.export.Dim("batch", min=1, max=4096)},)
+        torch.export.save(torch.export.export(module, (images,), dynamic_shapes=free), folder / "exported_model.pt2")
+        loader = folder / "loader"
+        loader.mkdir(exist_ok=True)
+        for file in ("config.json", "model.onnx"):
+            (loader / file).unlink(missing_ok=True)
+            (loader / file).hardlink_to(folder / file)
+        torch.jit.trace(module, images, check_trace=False).save(str(loader / "torchscript_model.pt"))
+    np.save(folder / "patches.npy", patches_of_noise(verified, side, 5).numpy())
+    np.save(folder / "calibration.npy", patches_of_noise(calibrated, side, 2).numpy())
+
+
+def load(folder: str) -> nn.Module:
+    """The network that `write` put there."""
+    architecture = json.loads((Path(folder) / "config.json").read_text())["architecture"]
+    module = NETWORKS[architecture](2)
+    module.load_state_dict(torch.load(Path(folder) / WEIGHTS, weights_only=True))
+    return module.eval()
+
+
 def _rgb(values: list[float], device: str) -> torch.Tensor:
     return torch.tensor(values, device=device).reshape(1, 3, 1, 1)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser("python -m benchmarks.networks", description=write.__doc__)
+    parser.add_argument("name", choices=NETWORKS)
+    parser.add_argument("folder", type=Path)
+    arguments = parser.parse_args()
+    write(arguments.name, arguments.folder)
