@@ -16,8 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from engines.errors import ModelError
+from engines.model import load_model
+from engines.probe import probe
 from pipeline import __version__
-from pipeline.config import Config, memory_bound, model_directory, resolve
+from pipeline.config import Config, ConfigError, memory_bound, model_directory, resolve
+from pipeline.gpus import ON_GPUS, Placement, place
 from pipeline.machine import MIB, Machine, available_memory, detect
 from pipeline.sizing import (
     SLIDE_PATCHES,
@@ -65,14 +69,23 @@ def report(config: Config, out: Path | None = None, machine: Machine | None = No
     """All findings as lines, and whether this machine can do it (no FAIL). `out` is the results folder, if it is known."""
     machine = detect() if machine is None else machine
     facts, model = check_model(config)
-    sized = resolve(config, machine, patch_px=facts.patch_px, classes=facts.classes, model_bytes=facts.bytes)
+    placement, gpus = check_gpus(config)
+    sized = resolve(
+        placement.config,
+        machine,
+        patch_px=facts.patch_px,
+        classes=facts.classes,
+        model_bytes=facts.bytes,
+        gpus=len(placement.devices),
+        gpu_batch=placement.batch,
+    )
     findings = [
         *check_versions(),
         Finding("ok", "cores", f"{machine.cores} ({machine.cores_source})"),
         Finding("ok", "memory", f"{size(machine.memory_bytes)} ({machine.memory_source})"),
         *check_openslide(),
         *check_onnxruntime(),
-        check_gpu(),
+        *gpus,
         *model,
         *plan(sized, machine),
         *check_memory(sized, machine, facts, available_memory()),
@@ -113,7 +126,25 @@ def check_onnxruntime() -> Iterator[Finding]:
     yield Finding("ok", "ONNX Runtime", f"{onnxruntime.__version__}, providers: {providers}")
 
 
-def check_gpu() -> Finding:
+def check_gpus(config: Config) -> tuple[Placement, list[Finding]]:
+    """Where a run would infer, and the GPUs and engines that it would use."""
+    if config.inference.engine not in ON_GPUS:
+        return Placement(config), [check_unused_gpu()]
+    try:
+        placement = place(config, load_model(model_directory(config)), probe)
+    except ModelError:
+        return Placement(config), []  # check_model tells
+    except ConfigError as error:
+        return Placement(config), [Finding("FAIL", "GPU", _line(error))]
+    findings = [Finding("warn", "GPU", notice) for notice in placement.notices]
+    for device in placement.devices:
+        cpus = f"; cores {device.cpus}" if device.cpus else ""
+        memory = f"{size(device.gpu.memory_bytes)}, driver {device.gpu.driver}"
+        findings.append(Finding("ok", "GPU", f"{device.gpu}, {memory}: {device.plan.name}{cpus}"))
+    return placement, findings
+
+
+def check_unused_gpu() -> Finding:
     """A GPU is not needed; one that is there but not used is worth saying."""
     command = shutil.which("nvidia-smi")
     if command is None:
@@ -125,17 +156,16 @@ def check_gpu() -> Finding:
     names = [line.split(" (UUID")[0].partition(": ")[2] for line in done.stdout.splitlines() if line.startswith("GPU ")]
     if done.returncode != 0 or not names:
         return Finding("ok", "GPU", "no GPU found: CPU engine")
-    return Finding("ok", "GPU", f"{len(names)} found ({', '.join(sorted(set(names)))}), not used by the engine onnx")
+    return Finding(
+        "ok",
+        "GPU",
+        f"{len(names)} found ({', '.join(sorted(set(names)))}), not used by the engine onnx; docs/engines.md",
+    )
 
 
 def check_model(config: Config) -> tuple[ModelFacts, list[Finding]]:
     """Facts of the model directory (typical ones where it cannot be read), and what was found."""
     directory = model_directory(config)
-    try:
-        from engines.errors import ModelError
-        from engines.model import load_model
-    except ImportError as error:
-        return ModelFacts(), [Finding("FAIL", "model", f"cannot be read: {_line(error)}")]
     try:
         model = load_model(directory)
     except ModelError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import check
-from pipeline.check import Finding, ModelFacts, check_gpu, check_limits, check_memory, check_out, plan, report, size
+from pipeline.check import Finding, ModelFacts, check_unused_gpu, check_limits, check_memory, check_out, plan, report, size
 from pipeline.config import load_config, resolve
 from pipeline.machine import Machine
 
@@ -112,21 +112,21 @@ def test_gpu_that_is_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch,
         "echo 'GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1)'; echo 'GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-2)'",
     )
-    assert check_gpu().text == "2 found (NVIDIA H100 80GB HBM3), not used by the engine onnx"
+    assert check_unused_gpu().text == "2 found (NVIDIA H100 80GB HBM3), not used by the engine onnx; docs/engines.md"
 
 
 @pytest.mark.parametrize("script", ["exit 9", "echo No devices found"])
 def test_driver_without_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str):
     """A driver that finds no GPU is the same as no GPU."""
     fake_smi(tmp_path, monkeypatch, script)
-    assert check_gpu() == Finding("ok", "GPU", "no GPU found: CPU engine")
+    assert check_unused_gpu() == Finding("ok", "GPU", "no GPU found: CPU engine")
 
 
 def test_driver_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A driver that does not answer is a warning, not a check that hangs."""
     monkeypatch.setattr(check, "GPU_PROBE_S", 0.2)
     fake_smi(tmp_path, monkeypatch, "exec sleep 5")
-    assert check_gpu().level == "warn"
+    assert check_unused_gpu().level == "warn"
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 MiB"), (512 << 20, "512 MiB"), (3 << 29, "1.5 GiB")])

@@ -46,6 +46,19 @@ def test_default_file_says_the_defaults(root: Path):
     assert leaves(data) == {key.name for key in keys().values() if not key.is_section}
 
 
+@pytest.mark.parametrize("name", ["gpu", "multi-gpu", "frozen-section"])
+def test_other_files_are_good_and_name_only_what_differs(root: Path, name: str) -> None:
+    """Each configuration for GPUs loads, asks for a GPU, and is not the default."""
+    config = load_config(root / f"configs/{name}.yaml")
+    assert config.inference.engine == "gpu" and config != Config()
+
+
+def test_precision_is_refused_where_the_engine_has_only_one() -> None:
+    """The engine on the CPU computes in float32: who asks for fp16 there is told."""
+    with pytest.raises(ConfigError, match="precision is fp16, but the engine onnx computes in fp32"):
+        load_config(None, ["inference.precision=fp16"])
+
+
 def test_default_file_marks_what_changes_results(root: Path):
     """The (R) marks of configs/cpu.yaml are the keys that result_hash depends on."""
     marked, path = set(), []

@@ -184,3 +184,18 @@ def test_this_machine():
     machine = detect()
     assert machine.cores >= 1
     assert machine.memory_bytes > 64 << 20
+
+
+def test_gpus_have_a_process_each_and_all_cores_read():
+    """On GPUs there is one process for each (or inference.per_gpu), with contexts, and slots for all of them."""
+    config = resolve(load_config(None, ["inference.engine=tensorrt"]), Machine(16, 512 * GIB), gpus=2, gpu_batch=64)
+    assert (config.reader.workers, config.inference.workers, config.inference.threads) == (16, 2, 1)
+    assert (config.batcher.batch, config.inference.contexts) == (64, 3)
+    assert config.batcher.slots == 2 * (3 + config.inference.credit) + 16 * config.reader.credit + 1
+    more = resolve(load_config(None, ["inference.engine=tensorrt", "inference.per_gpu=2"]), Machine(16, 512 * GIB), gpus=2)
+    assert more.inference.workers == 4
+
+
+def test_the_cpu_computes_in_float32():
+    """The precision that a run on the CPU is recorded with is the one it has."""
+    assert resolve(load_config(), Machine(4, 16 * GIB)).inference.precision == "fp32"
