@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from pipeline import check
-from pipeline.check import Finding, ModelFacts, check_unused_gpu, check_limits, check_memory, check_out, plan, report, size
+from pipeline.check import (
+    Finding,
+    ModelFacts,
+    check_limits,
+    check_memory,
+    check_out,
+    check_unused_gpu,
+    plan,
+    report,
+    size,
+)
 from pipeline.config import load_config, resolve
 from pipeline.machine import Machine
 
