@@ -17,20 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from engines.build import Built
-from engines.cache import EngineCache, Entry
+from engines.cache import EngineCache, Entry, record_choice
 from engines.census import check_census
-from engines.choose import Opener, Trial, Tried, check
+from engines.choose import Opener, Trial, check
 from engines.errors import EngineError, ModelError
 from engines.flavour import Flavour
 from engines.gpu import Gpu
 from engines.identity import Identity
 from engines.model import Model
 from engines.recipe import Profile
-from engines.torch_source import INSTALL, SOURCES, find_source, kind_of, load_torch, quiet, reason
+from engines.torch_source import SOURCES, find_source, kind_of, load_torch, quiet, reason
 
 FLAVOUR = "aoti"
 # How a network becomes a program. Raise it when the same network would be compiled otherwise.
 RECIPE = "aoti-1"
+INSTALL = "install slidestream[aoti]"
 PRECISIONS = ("fp16", "fp32")
 HOST = Gpu(name="CPU", compute_capability=platform.machine())
 """What a package for the CPU is for. They are built in tests alone; runs on a CPU use ONNX Runtime."""
@@ -93,16 +94,17 @@ class AotiMaker:
 
     def choose(
         self, model: Model, batch: int, gpu: Gpu, trial: Trial, opened: Opener, *, rebuild: bool = False
-    ) -> Tried:
-        """FP16 where it is right, else FP32, verified and timed. Raises EngineError: neither is right."""
-        reasons = []
+    ) -> tuple[Entry, list[str]]:
+        """FP16 where it is right, else FP32, verified and timed; and the reasons. Raises EngineError: neither is right."""
+        reasons: list[str] = []
         for precision in PRECISIONS:
             tried = check(self.make(model, precision, batch, gpu, rebuild=rebuild), trial, gpu, opened)
             speed = f", {tried.speed:,.0f} patches/s" if tried.speed else ""
-            reasons.append(f"aoti {precision}: {tried.verification.show()}{speed}")
+            reasons.append(f"{precision}: {tried.verification.show()}{speed}")
             self.tell(reasons[-1])
             if tried.verification.passed:
-                return tried
+                reasons.append(f"chosen: {precision}")
+                return record_choice(tried.entry, {"precision": precision, "reasons": reasons}), reasons
         raise EngineError(f"no engine is right: {'; '.join(reasons)}")
 
     def _compile(self, kind: str, source: Path, model: Model, precision: str, batch: int, device: str) -> Built:

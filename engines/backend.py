@@ -70,13 +70,13 @@ def open_plan(
     )
 
 
-def fastest(entries: Sequence[Entry], gpu: Gpu) -> tuple[Entry, list[str]]:
+def fastest(entries: Sequence[Entry], gpu: Gpu, *, before: Sequence[str] = ()) -> tuple[Entry, list[str]]:
     """Of engines that were verified on such a GPU, the fastest that is right; and the reasons, which its sidecar keeps.
 
-    Raises EngineError: none is right.
+    `before`: reasons so far, which go before. Raises EngineError: none is right.
     """
     right: list[tuple[float, Entry]] = []
-    reasons = []
+    reasons = list(before)
     for entry in entries:
         found = entry.verification(gpu) or {}
         identity = entry.identity

@@ -72,7 +72,9 @@ def check(entry: Entry, trial: Trial, gpu: Gpu, opened: Opener) -> Tried:
     return Tried(record_verification(entry, gpu, record), found, speed)
 
 
-def choose(maker: Maker, order: Order, trial: Trial, gpu: Gpu, opened: Opener) -> tuple[Entry, list[str]]:
+def choose(
+    maker: Maker, order: Order, trial: Trial, gpu: Gpu, opened: Opener, *, rebuild: bool = False
+) -> tuple[Entry, list[str]]:
     """The engine for `order`, whose precision is not looked at; and the reasons. Raises EngineError: none is right."""
     reasons: list[str] = []
     measured: dict[str, Any] = {}
@@ -80,7 +82,7 @@ def choose(maker: Maker, order: Order, trial: Trial, gpu: Gpu, opened: Opener) -
     def attempt(precision: str) -> Tried | None:
         make = maker.make_int8 if precision == "int8" else maker.make
         try:
-            tried = check(make(replace(order, precision=precision)), trial, gpu, opened)
+            tried = check(make(replace(order, precision=precision), rebuild=rebuild), trial, gpu, opened)
         except EngineError as error:
             if error.fatal:
                 raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,11 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Verification:
+        """Of what `to_dict` gave, other keys being left alone. Raises TypeError where one is missing."""
+        return cls(**{field.name: raw[field.name] for field in fields(cls) if field.name in raw})
 
     def show(self) -> str:
         if self.loss is None:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from engines.backend import open_plan
 from engines.cache import Entry
 from engines.calibration import WANTED, Patches, join
 from engines.check import prepare
-from engines.choose import Opener, Trial
+from engines.choose import Trial
 from engines.engine import Engine, open_engine
+from engines.errors import EngineError
 from engines.model import Model
-from engines.tensorrt_engine import open_tensorrt
 from engines.verify import run
 from pipeline.config import Config
 from pipeline.labelled import read_labelled
@@ -75,15 +76,14 @@ class TrialMaker:
         return Trial(patches.pixels, reference, known, bound=self._args.bound)
 
 
-def opener(max_batch: int) -> Opener:
-    """Opens engines that may not have been verified, on the first GPU."""
-
-    def opened(entry: Entry) -> Engine:
-        if entry.identity is None:
-            raise ValueError(f"{entry.plan}: {entry.problem}")
-        size = entry.identity.profiles[0]["patch_px"]
-        return open_tensorrt(
-            entry.plan, classes=entry.identity.classes, patch_px=size, max_batch=max_batch, unverified=True
-        )
-
-    return opened
+def opened(entry: Entry) -> Engine:
+    """An engine that may not have been verified, on the first GPU. Raises EngineError. See engines.choose.Opener."""
+    if entry.identity is None:
+        raise EngineError(f"{entry.plan}: {entry.problem}; build it again")
+    return open_plan(
+        entry.plan,
+        classes=entry.identity.classes,
+        patch_px=entry.identity.profiles[0]["patch_px"],
+        max_batch=max(profile["maximum"] for profile in entry.identity.profiles),
+        unverified=True,
+    )

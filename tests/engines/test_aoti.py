@@ -213,6 +213,20 @@ def test_int8(models, tmp_path):
         AotiMaker(EngineCache(tmp_path)).make(models["torchscript"], "int8", BATCH, HOST)
 
 
+def test_precision_is_chosen(models, built, tmp_path, monkeypatch):
+    """The first precision that is right, with the reasons in its sidecar; where none is, that is the answer."""
+    maker, entry = built
+    monkeypatch.setattr(maker, "make", lambda model, precision, *rest, **_: copied(entry, tmp_path))
+    patches = realistic_patches(12, 48)
+    trial = Trial(patches, reference(models["torchscript"], patches, tmp_path), seconds=0.02)
+    tried = (models["torchscript"], BATCH, HOST)
+    best, reasons = maker.choose(*tried, trial, lambda e: opened(e, unverified=True))
+    assert reasons[-1] == "chosen: fp16" and best.record["choice"]["reasons"] == reasons
+    wrong = Trial(patches, 1.0 - trial.reference, seconds=0.02)
+    with pytest.raises(EngineError, match="no engine is right: fp16: .*; fp32: "):
+        maker.choose(*tried, wrong, lambda e: opened(e, unverified=True))
+
+
 def test_fastest(built, tmp_path):
     """Of verified engines the fastest that is right is taken, and why is in its sidecar."""
     entry = record_verification(copied(built[1], tmp_path), HOST, {"passed": True, "patches_per_s": 5.0, "loss": 0.0})

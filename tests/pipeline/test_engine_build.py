@@ -1,0 +1,214 @@
+"""`slidestream engine build`: backends, options, what is refused, and Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines import backend as backend_module
+from engines import cuda as cuda_module
+from engines.aoti_build import FLAVOUR as AOTI
+from engines.cache import EngineCache, Entry, record_verification
+from engines.errors import EngineError, ModelError
+from pipeline import engine_build
+from pipeline.config import ConfigError
+from pipeline.engine_command import add_parser
+from pipeline.engine_trial import opened
+from tests.engines.fake_gpu import GPU
+from tests.engines.nets import deep, flavour, mixed
+from tests.engines.test_cache import BUILT, RTX, make_identity
+
+VERIFIED = {
+    "passed": True, "reason": "", "bound": 0.005, "loss": 0.001, "patches": 300, "max_difference": 0.01,
+    "mean_difference": 0.001, "flips": 0, "context_mib": 70,
+}  # fmt: skip
+
+
+def parsed(*arguments: object) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    return parser.parse_args(["engine", "build", *map(str, arguments)])
+
+
+def build(*arguments: object) -> int:
+    args = parsed(*arguments)
+    return args.command(args)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch) -> EngineCache:
+    monkeypatch.setenv("SLIDESTREAM_ENGINES", str(tmp_path / "engines"))
+    return EngineCache()
+
+
+@pytest.fixture
+def gpu(monkeypatch) -> None:
+    """As if there were one."""
+    monkeypatch.setattr(cuda_module, "find_gpu", lambda device=0: GPU)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--backend", "aoti", "--for", "8.6"), "--for: aoti packages are for the GPU that they are built on"),
+        (("--backend", "aoti", "--precision", "int8"), "int8: backend aoti builds fp16 and fp32"),
+        (("--backend", "aoti", "--level", "5"), "--level: backend aoti has no such option"),
+        (("--backend", "aoti", "--timing-iterations", "8"), "--timing-iterations: backend aoti has no"),
+        (("--backend", "aoti", "--tf32"), "--tf32: backend aoti has no such option"),
+        (("--autotune",), "--autotune: backend tensorrt has no such option"),
+        (("--backend", "auto", "--for", "8.6"), "--for: --backend auto measures"),
+        (("--backend", "auto", "--precision", "fp16"), "--backend auto measures: it needs this machine's GPU"),
+    ],
+)
+def test_options_that_do_not_go_together(cache: EngineCache, tmp_path: Path, arguments, words: str) -> None:
+    """Told before anything is loaded or built."""
+    with pytest.raises(ConfigError, match=words):
+        build(mixed(tmp_path / "model"), *arguments)
+    assert cache.entries() == []
+
+
+def test_aoti_wants_the_pytorch_network(cache: EngineCache, tmp_path: Path) -> None:
+    """A model of ONNX alone is refused with what to do, whether or not PyTorch is installed."""
+    with pytest.raises(ModelError, match="holds ONNX alone.*slidestream model import"):
+        build(mixed(tmp_path / "model"), "--backend", "aoti", "--precision", "fp16")
+
+
+def test_aoti_wants_a_gpu(cache: EngineCache, tmp_path: Path, monkeypatch) -> None:
+    """Its packages are for the GPU at hand."""
+    monkeypatch.setattr(cuda_module, "find_gpu", lambda device=0: None)
+    model = mixed(tmp_path / "model")
+    with zipfile.ZipFile(model / "torchscript_model.pt", "w") as archive:
+        archive.writestr("net/constants.pkl", b"")
+    with pytest.raises(EngineError, match="aoti builds for the GPU at hand, and there is none"):
+        build(model, "--backend", "aoti", "--precision", "fp16")
+
+
+def test_builder_options_are_in_the_identity(cache: EngineCache, tmp_path: Path) -> None:
+    """What was not said is the builder's default."""
+    if not flavour().portable:
+        pytest.skip("builds only where there is a GPU")
+    model = mixed(tmp_path / "model")
+    assert build(model, "--precision", "fp32", "--level", 1, "--aux-streams", 0, "--workspace", 64) == 0
+    (entry,) = cache.entries()
+    options = entry.identity.options
+    assert (options["optimization_level"], options["aux_streams"], options["workspace_mib"]) == (1, 0, 64)
+    assert (options["timing_iterations"], options["tf32"]) == (4, False)
+
+
+class Shelf:
+    """Backends that put an engine into the cache, verified at some speed, instead of building one."""
+
+    def __init__(self, cache: EngineCache, monkeypatch) -> None:
+        self.cache = cache
+        self.speeds: dict[str, float] = {}
+        self.problems: dict[str, EngineError] = {}
+        self.lacking: dict[str, str] = {}
+        makers = {name: lambda job, name=name: self.make(name) for name in ("tensorrt", AOTI)}
+        monkeypatch.setattr(engine_build, "_BUILDERS", makers)
+        monkeypatch.setattr(backend_module, "installed", lambda: {name: self.lacking.get(name, "") for name in makers})
+
+    def make(self, name: str) -> tuple[Entry, list[str]]:
+        if problem := self.problems.get(name):
+            raise problem
+        entry = self.cache.put(name, make_identity(RTX, precision="fp16" if name == AOTI else "fp32"), BUILT, GPU)
+        found: dict[str, Any] = {**VERIFIED, "patches_per_s": self.speeds[name]}
+        return record_verification(entry, GPU, found), [f"tried on {name}"]
+
+
+@pytest.fixture
+def shelf(cache: EngineCache, gpu: None, monkeypatch) -> Shelf:
+    return Shelf(cache, monkeypatch)
+
+
+def auto(tmp_path: Path, *arguments: str) -> int:
+    return build(mixed(tmp_path / "model"), "--backend", "auto", "--verify-on", tmp_path, *arguments)
+
+
+def test_auto_takes_the_fastest(shelf: Shelf, tmp_path: Path, capsys) -> None:
+    """Of all that is installed; why is printed, and kept in the sidecar with what each backend said before."""
+    shelf.speeds = {"tensorrt": 18000.0, AOTI: 24000.0}
+    assert auto(tmp_path) == 0
+    captured = capsys.readouterr()
+    assert Path(captured.out.strip()).name.startswith("aoti-")
+    assert "18,000 patches/s" in captured.err and "24,000 patches/s" in captured.err
+    assert "70 MiB for each context" in captured.err
+    (chosen,) = [entry for entry in shelf.cache.entries() if "choice" in entry.record]
+    reasons = chosen.record["choice"]["reasons"]
+    assert reasons[0] == "tensorrt: tried on tensorrt" and reasons[-1].startswith("chosen: ")
+
+
+def test_auto_goes_on_without_what_is_not_there(shelf: Shelf, tmp_path: Path, capsys) -> None:
+    """A backend that is not installed, or cannot build this model, is told and left out."""
+    shelf.speeds = {"tensorrt": 18000.0}
+    shelf.problems = {AOTI: EngineError("holds ONNX alone")}
+    assert auto(tmp_path) == 0
+    assert "aoti: holds ONNX alone" in capsys.readouterr().err
+    shelf.lacking = {"tensorrt": "TensorRT cannot be loaded"}
+    with pytest.raises(EngineError, match="no engine could be built: tensorrt: TensorRT cannot .*aoti: holds ONNX"):
+        auto(tmp_path)
+
+
+def test_auto_leaves_aoti_out_for_int8(shelf: Shelf, tmp_path: Path, capsys) -> None:
+    """Which it does not have."""
+    shelf.speeds = {"tensorrt": 18000.0, AOTI: 24000.0}
+    assert auto(tmp_path, "--precision", "int8") == 0
+    assert Path(capsys.readouterr().out.strip()).name.startswith("tensorrt-")
+
+
+def test_a_lost_gpu_ends_auto(shelf: Shelf, tmp_path: Path) -> None:
+    """Nothing that is measured afterwards would mean anything."""
+    shelf.problems = {"tensorrt": EngineError("cudaErrorIllegalAddress", fatal=True)}
+    shelf.speeds = {AOTI: 24000.0}
+    with pytest.raises(EngineError, match="IllegalAddress"):
+        auto(tmp_path)
+
+
+def test_an_engine_that_is_not_right_gives_no_path(shelf: Shelf, tmp_path: Path, capsys, monkeypatch) -> None:
+    """Exit code 1, and nothing on standard output that a script could take for an engine."""
+    entry = shelf.cache.put("mine", make_identity(RTX), BUILT, GPU)
+    bad = {**VERIFIED, "passed": False, "loss": 0.1, "reason": "its loss is 10.000%, more than 0.500%"}
+    monkeypatch.setattr(engine_build, "_BUILDERS", {"tensorrt": lambda job: (record_verification(entry, GPU, bad), [])})
+    assert build(mixed(tmp_path / "model"), "--precision", "fp16", "--verify-on", tmp_path) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and "NOT RIGHT: loss 10.000%" in captured.err
+
+
+@pytest.mark.parametrize("name", ["tensorrt", AOTI])
+def test_engines_are_opened_by_the_backend_that_built_them(cache: EngineCache, tmp_path: Path, name: str) -> None:
+    """Verification opens packages of AOTInductor too; here neither has a GPU, or is not even installed."""
+    release = RTX if name == "tensorrt" else RTX.__class__(AOTI, "2.6", None)
+    entry = cache.put("mine", make_identity(release), BUILT, GPU)
+    with pytest.raises(EngineError, match="TensorRT|cuda-python|no GPU" if name == "tensorrt" else "PyTorch|GPU"):
+        opened(entry)
+
+
+def test_ctrl_c_cancels_a_build(tmp_path: Path, root: Path) -> None:
+    """A real process in a real build: one line, exit code 75, nothing in the cache, and no traceback."""
+    if not flavour().portable:
+        pytest.skip("builds only where there is a GPU")
+    model, folder = deep(tmp_path / "model", 300), tmp_path / "engines"
+    command = [sys.executable, "-m", "pipeline.cli", "engine", "build", model, "--precision", "fp32"]
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{os.environ.get('PYTHONPATH', '')}"}
+    process = subprocess.Popen(
+        [*map(str, command), "--engines", str(folder)], stderr=subprocess.PIPE, text=True, cwd=root, env=environment
+    )
+    try:
+        for line in process.stderr:
+            if line.startswith("profile"):  # the next thing is the builder
+                break
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 75, rest
+    assert rest.splitlines()[-1] == "slidestream: the build was canceled; no engine was kept"
+    assert "Traceback" not in rest and "built in" not in rest
+    assert [path.name for path in folder.rglob("*")] == []
