@@ -103,7 +103,8 @@ class DirectSource:
         except OSError as error:
             raise Unsuitable(f"it cannot be opened: {error.strerror or error}") from error
         left = [level.number for level in self._file.levels if level.by_openslide]
-        self.notice = f"levels {left} are read by OpenSlide, as tiles are missing" if left else ""
+        reason = "they have no restart markers" if info.format == "hamamatsu" else "tiles are missing"
+        self.notice = f"levels {left} are read by OpenSlide, as {reason}" if left else ""
 
     def check(self, reference: Source) -> None:
         """Unsuitable where the pixels are not those of a reference, for a few patches of every level."""

@@ -69,7 +69,9 @@ class JpegTiles:
         except (ValueError, RuntimeError) as error:
             raise TileError(f"is damaged: {one_line(str(error))}") from error
         if pixels.shape != (height, width, 3):
-            raise TileError(f"is damaged: decodes to {pixels.shape[1]} x {pixels.shape[0]} pixels, not {width} x {height}")
+            raise TileError(
+                f"is damaged: decodes to {pixels.shape[1]} x {pixels.shape[0]} pixels, not {width} x {height}"
+            )
 
     def scales(self, factor: int) -> bool:
         """Whether tiles can be decoded at a factor at all."""
@@ -92,8 +94,8 @@ class JpegTiles:
         frame = b""
         begin = at = 2
         while True:
-            marker, after = _marker(stream, at)
-            end = _segment_end(stream, after)
+            marker, after = marker_at(stream, at)
+            end = segment_end(stream, after)
             if marker == _SOS:
                 break
             if marker in _FRAMES:
@@ -134,10 +136,10 @@ def _table_segments(tables: bytes) -> bytes:
     kept: list[bytes] = []
     at = 2
     while True:
-        marker, after = _marker(tables, at)
+        marker, after = marker_at(tables, at)
         if marker == _EOI:
             return b"".join(kept)
-        end = _segment_end(tables, after)
+        end = segment_end(tables, after)
         if marker in _TABLES:
             kept.append(tables[at:end])
         elif not (0xE0 <= marker <= 0xEF or marker == _COM):
@@ -145,7 +147,7 @@ def _table_segments(tables: bytes) -> bytes:
         at = end
 
 
-def _marker(data: bytes, at: int) -> tuple[int, int]:
+def marker_at(data: bytes, at: int) -> tuple[int, int]:
     """The marker at a place, after any fill bytes, and where its segment's length stands."""
     if data[at : at + 1] != b"\xff":
         raise TileError("is damaged: no marker where one must be")
@@ -156,7 +158,7 @@ def _marker(data: bytes, at: int) -> tuple[int, int]:
     return data[at], at + 1
 
 
-def _segment_end(data: bytes, at: int) -> int:
+def segment_end(data: bytes, at: int) -> int:
     size = int.from_bytes(data[at : at + 2])
     if size < 2 or at + size > len(data):
         raise TileError("is damaged: a segment is longer than the stream")

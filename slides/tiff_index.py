@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import struct
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,11 +82,18 @@ def read_index(fd: int) -> tuple[Directory, ...]:
     return _Reader(fd).directories()
 
 
-class _Reader:
-    def __init__(self, fd: int) -> None:
+# Tag: (type, count, value field) of one directory.
+Entry = tuple[int, int, bytes]
+
+
+class Entries:
+    """The chain of directories of a TIFF, entry by entry. TiffError where there is none that can be right."""
+
+    def __init__(self, fd: int, wanted: Collection[int], wide: bool = False) -> None:
+        """`wanted`: the tags that are of interest; others are passed over. `wide`: Hamamatsu's variant, see `slides.ndpi`."""
         self._fd = fd
+        self._wanted = wanted
         self._size = os.fstat(fd).st_size
-        self._tiles = 0
         head = self._read(0, min(16, self._size))
         self._order = {b"II": "<", b"MM": ">"}.get(head[:2], "")
         if not self._order or len(head) < 8:
@@ -97,42 +105,85 @@ class _Reader:
             self._big, self._first = False, self._unpack("I", head[4:8])
         else:
             raise TiffError("is not a TIFF")
+        self._wide = wide and not self._big
+        if self._wide:
+            if len(head) < 12:
+                raise TiffError("is not a TIFF")
+            self._first = self._unpack("Q", head[4:12])
 
-    def directories(self) -> tuple[Directory, ...]:
-        found: list[Directory] = []
+    def chain(self) -> Iterator[dict[int, Entry]]:
+        """The wanted entries of each directory, from the first to the last."""
         seen: set[int] = set()
         offset = self._first
         while offset:
             if offset in seen:
                 raise TiffError(f"its chain of directories returns to byte {offset}")
-            if len(found) == MAX_DIRECTORIES:
+            if len(seen) == MAX_DIRECTORIES:
                 raise TiffError(f"has more than {MAX_DIRECTORIES} directories")
             seen.add(offset)
             entries, offset = self._entries(offset)
-            found.append(self._directory(entries))
-        if not found:
+            yield entries
+        if not seen:
             raise TiffError("has no directory")
-        return tuple(found)
 
-    def _entries(self, offset: int) -> tuple[dict[int, tuple[int, int, bytes]], int]:
-        """The wanted entries, tag: (type, count, value field), and the offset of the next directory."""
-        head, row, link = ("Q", "HHQ8s", "Q") if self._big else ("H", "HHI4s", "I")
+    def _entries(self, offset: int) -> tuple[dict[int, Entry], int]:
+        """The wanted entries and the offset of the next directory."""
+        head, row, link = ("Q", "HHQ8s", "Q") if self._big else ("H", "HHI4s", "Q" if self._wide else "I")
         count = self._unpack(head, self._read(offset, struct.calcsize("=" + head)))
         if not 1 <= count <= MAX_ENTRIES:
             raise TiffError(f"a directory at byte {offset} has {count} entries")
         layout = struct.Struct(self._order + row)
         start = offset + struct.calcsize("=" + head)
-        data = self._read(start, count * layout.size + struct.calcsize("=" + link))
-        entries: dict[int, tuple[int, int, bytes]] = {}
-        for at in range(0, count * layout.size, layout.size):
-            tag, kind, values, field = layout.unpack_from(data, at)
-            if tag in _WANTED:
+        table, after = count * layout.size, struct.calcsize("=" + link)
+        data = self._read(start, table + after)
+        # Only files that need high halves are sure to have them.
+        high = (
+            self._read(start + table + after, 4 * count) if self._wide and self._size >= 1 << 32 else bytes(4 * count)
+        )
+        entries: dict[int, Entry] = {}
+        for number in range(count):
+            tag, kind, values, field = layout.unpack_from(data, number * layout.size)
+            if tag in self._wanted:
                 if tag in entries:
                     raise TiffError(f"tag {tag} comes twice in the directory at byte {offset}")
-                entries[tag] = (kind, values, field)
-        return entries, self._unpack(link, data[count * layout.size :])
+                entries[tag] = (kind, values, field + high[4 * number : 4 * number + 4] if self._wide else field)
+        return entries, self._unpack(link, data[table:])
 
-    def _directory(self, entries: dict[int, tuple[int, int, bytes]]) -> Directory:
+    def _integers(self, tag: int, entry: Entry, most: int) -> list[int]:
+        kind, count, field = entry
+        if kind not in _INTEGERS or not 1 <= count <= most:
+            raise TiffError(f"tag {tag} has {count} values of type {kind}")
+        dtype = np.dtype(self._order + _INTEGERS[kind])
+        return np.frombuffer(self._value(count * dtype.itemsize, field), dtype).tolist()
+
+    def _value(self, size: int, field: bytes) -> bytes:
+        """The bytes of a value: in its field where they fit, else where the field points."""
+        if size <= (8 if self._big else 4):
+            return field[:size]
+        return self._read(self._unpack("Q" if len(field) == 8 else "I", field), size)
+
+    def _unpack(self, layout: str, data: bytes) -> int | tuple[int, ...]:
+        values = struct.unpack(self._order + layout, data)
+        return values[0] if len(values) == 1 else values
+
+    def _read(self, offset: int, size: int) -> bytes:
+        if offset > self._size or size > self._size - offset:
+            raise TiffError(f"its index points past the end of the file, to bytes {offset} to {offset + size}")
+        data = os.pread(self._fd, size, offset)
+        if len(data) < size:
+            raise TiffError(f"ends at byte {offset + len(data)}, within its index")
+        return data
+
+
+class _Reader(Entries):
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd, _WANTED)
+        self._tiles = 0
+
+    def directories(self) -> tuple[Directory, ...]:
+        return tuple(self._directory(entries) for entries in self.chain())
+
+    def _directory(self, entries: dict[int, Entry]) -> Directory:
         values = {tag: self._integers(tag, entries[tag], 1)[0] for tag in _SCALARS if tag in entries}
         width, height = values.get(_WIDTH, 0), values.get(_LENGTH, 0)
         if not (0 < width < 1 << 31 and 0 < height < 1 << 31):
@@ -171,7 +222,7 @@ class _Reader:
             tables=tables,
         )
 
-    def _table(self, tag: int, entry: tuple[int, int, bytes], tiles: int) -> npt.NDArray[np.uint64]:
+    def _table(self, tag: int, entry: Entry, tiles: int) -> npt.NDArray[np.uint64]:
         kind, count, field = entry
         if count != tiles:
             raise TiffError(f"tag {tag} has {count} values for {tiles} tiles")
@@ -180,38 +231,13 @@ class _Reader:
         dtype = np.dtype(self._order + _INTEGERS[kind])
         return np.frombuffer(self._value(count * dtype.itemsize, field), dtype).astype(np.uint64)
 
-    def _integers(self, tag: int, entry: tuple[int, int, bytes], most: int) -> list[int]:
-        kind, count, field = entry
-        if kind not in _INTEGERS or not 1 <= count <= most:
-            raise TiffError(f"tag {tag} has {count} values of type {kind}")
-        dtype = np.dtype(self._order + _INTEGERS[kind])
-        return np.frombuffer(self._value(count * dtype.itemsize, field), dtype).tolist()
-
-    def _bytes(self, tag: int, entry: tuple[int, int, bytes] | None) -> bytes | None:
+    def _bytes(self, tag: int, entry: Entry | None) -> bytes | None:
         if entry is None:
             return None
         kind, count, field = entry
         if kind not in _BYTES or not 1 <= count <= MAX_TABLES_BYTES:
             raise TiffError(f"tag {tag} has {count} values of type {kind}")
         return self._value(count, field)
-
-    def _value(self, size: int, field: bytes) -> bytes:
-        """The bytes of a value: in its field where they fit, else where the field points."""
-        if size <= len(field):
-            return field[:size]
-        return self._read(self._unpack("Q" if self._big else "I", field), size)
-
-    def _unpack(self, layout: str, data: bytes) -> int | tuple[int, ...]:
-        values = struct.unpack(self._order + layout, data)
-        return values[0] if len(values) == 1 else values
-
-    def _read(self, offset: int, size: int) -> bytes:
-        if offset > self._size or size > self._size - offset:
-            raise TiffError(f"its index points past the end of the file, to bytes {offset} to {offset + size}")
-        data = os.pread(self._fd, size, offset)
-        if len(data) < size:
-            raise TiffError(f"ends at byte {offset + len(data)}, within its index")
-        return data
 
 
 def largest_tile(directory: Directory) -> int:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from slides.errors import SlideError, one_line
 from slides.geometry import SlideInfo
 from slides.jpeg_tiles import GRAY, RGB, YCBCR, JpegTiles, TileError
+from slides.ndpi import ScaledTiles, Stacks, read_levels
 from slides.read_ahead import ReadAhead, Span, groups
 from slides.tiff_index import Directory, TiffError, largest_tile, read_index
 
-# The formats of OpenSlide that are plain pyramids of tiles: no overlaps, no places of their own.
-FORMATS = ("aperio", "generic-tiff")
+# The formats of OpenSlide that are plain pyramids of tiles, or of what can be read like tiles: no overlaps, no places of
+# their own.
+FORMATS = ("aperio", "generic-tiff", "philips", "hamamatsu")
 
 _JPEG = 7
 # 48 MB decoded; scanners write 240 to 1024 pixels a side.
@@ -32,12 +34,14 @@ class TileLevel:
     """A level of the slide, the directory that holds it, and the decoder of its tiles.
 
     `by_openslide`: only OpenSlide knows what this level looks like, as tiles are missing. Else those are background.
+    `stacks`: how tiles are put together, where they are not stored as such.
     """
 
     number: int
     directory: Directory
-    jpeg: JpegTiles
+    jpeg: JpegTiles | ScaledTiles
     by_openslide: bool
+    stacks: Stacks | None = None
 
     def name(self, index: int) -> str:
         """What to call a tile in a message."""
@@ -68,7 +72,7 @@ class TileFile:
             status = os.fstat(self._fd)
             self._size = status.st_size
             self._identity = status.st_dev, status.st_ino
-            self.levels = _levels(info, read_index(self._fd))
+            self.levels = _ndpi_levels(info, self._fd) if info.format == "hamamatsu" else _levels(info, self._fd)
             if preads > 1:
                 self._background = ReadAhead(self._read, preads)
         except TiffError as error:
@@ -94,25 +98,29 @@ class TileFile:
     def stream(self, level: TileLevel, index: int) -> bytes | None:
         """The stored bytes of a tile, None where the file has none. TileError where they cannot be had; SlideError
         where the file itself has gone."""
-        key = level.number, index
-        data = self._ahead.pop(key, None) if self._background is None else self._background.take(key)
+        spans = self._checked(level, index)
+        if not spans:
+            return None
+        parts = [self._part(level, span) for span in spans]
+        return parts[0] if level.stacks is None else level.stacks.join(index, parts)
+
+    def _part(self, level: TileLevel, span: Span) -> bytes:
+        data = self._ahead.pop(span.key, None) if self._background is None else self._background.take(span.key)
         if data is not None:
             return data
-        offset, count = self._span(level, index)
-        if not count:
-            return None
+        name = level.name(span.key[1])  # type: ignore[index]
         try:
-            data = self._read(offset, count)
+            data = self._read(span.offset, span.count)
         except OSError as error:
             self._check_alive(error)
-            raise TileError(f"{level.name(index)} cannot be read: {error.strerror or error}") from error
-        if len(data) < count:
-            raise TileError(f"{level.name(index)} is cut short: {len(data)} of {count} bytes")
+            raise TileError(f"{name} cannot be read: {error.strerror or error}") from error
+        if len(data) < span.count:
+            raise TileError(f"{name} is cut short: {len(data)} of {span.count} bytes")
         return data
 
     def coming(self, level: TileLevel, index: int) -> bool:
         """Whether the bytes of a tile are on their way."""
-        return self._background is not None and (level.number, index) in self._background
+        return self._background is not None and (level.number, index, 0) in self._background
 
     def advise(self, level: TileLevel, indices: Iterable[int]) -> None:
         """These tiles will be asked for soon: have them read meanwhile, here or by the kernel."""
@@ -148,23 +156,33 @@ class TileFile:
                     self._ahead[span.key] = part
 
     def _spans(self, level: TileLevel, indices: Iterable[int]) -> list[Span]:
-        spans = []
+        spans: list[Span] = []
         for index in indices:
             try:
-                offset, count = self._span(level, index)
+                spans += self._checked(level, index)
             except TileError:
                 continue  # who asks for it will be told
-            if count:
-                spans.append(Span((level.number, index), offset, count))
         return spans
 
-    def _span(self, level: TileLevel, index: int) -> tuple[int, int]:
-        offset, count = int(level.directory.offsets[index]), int(level.directory.counts[index])
-        if count > largest_tile(level.directory):
+    def _checked(self, level: TileLevel, index: int) -> list[Span]:
+        """Where the parts of a tile are, nothing where the file has none. TileError for what cannot be."""
+        directory = level.directory
+        if level.stacks is None:
+            parts = [(int(directory.offsets[index]), int(directory.counts[index]))]
+            if not parts[0][1]:
+                return []
+        else:
+            parts = level.stacks.spans(index)
+        if (count := sum(count for _, count in parts)) > largest_tile(directory):
             raise TileError(f"{level.name(index)} is damaged: the index says that it has {count} bytes")
-        if count and (offset > self._size or count > self._size - offset):
-            raise TileError(f"{level.name(index)} lies past the end of the file, at bytes {offset} to {offset + count}")
-        return offset, count
+        spans = []
+        for number, (offset, count) in enumerate(parts):
+            if offset > self._size or count > self._size - offset:
+                raise TileError(
+                    f"{level.name(index)} lies past the end of the file, at bytes {offset} to {offset + count}"
+                )
+            spans.append(Span((level.number, index, number), offset, count))
+        return spans
 
     def _read(self, offset: int, count: int) -> bytes:
         self.reads += 1
@@ -188,11 +206,15 @@ class TileFile:
             raise SlideError(self._path, "was replaced by another file while it was read", "run again")
 
 
-def _levels(info: SlideInfo, directories: tuple[Directory, ...]) -> tuple[TileLevel, ...]:
+def _levels(info: SlideInfo, fd: int) -> tuple[TileLevel, ...]:
+    directories = [directory for directory in read_index(fd) if directory.tiled]
     levels = []
     lacking = False
     for number, size in enumerate(info.level_sizes):
-        found = [d for d in directories if d.tiled and (d.width, d.height) == size]
+        if info.format == "philips":
+            found = [_clipped(directory, size) for directory in directories[number : number + 1]]
+        else:
+            found = [d for d in directories if (d.width, d.height) == size]
         if not found:
             raise Unsuitable(f"level {number} is not stored as tiles")
         directory = found[0]
@@ -205,6 +227,37 @@ def _levels(info: SlideInfo, directories: tuple[Directory, ...]) -> tuple[TileLe
         # Below the first level, OpenSlide paints what an Aperio slide lacks, there or above, from the levels above.
         lacking = lacking or not directory.counts.all()
         levels.append(TileLevel(number, directory, jpeg, info.format == "aperio" and number > 0 and lacking))
+    return tuple(levels)
+
+
+def _clipped(directory: Directory, size: tuple[int, int]) -> Directory:
+    """The tiles under the top left part of an image: Philips' lower levels are stored with a padding that OpenSlide cuts."""
+    width, height = size
+    if width > directory.width or height > directory.height or directory.planar != 1:
+        raise Unsuitable(f"a level of {width} x {height} pixels is stored as {directory.width} x {directory.height}")
+    columns, rows = -(-width // directory.tile_width), -(-height // directory.tile_height)
+    offsets, counts = (
+        table.reshape(directory.rows, directory.columns)[:rows, :columns].ravel()
+        for table in (directory.offsets, directory.counts)
+    )
+    return replace(directory, width=width, height=height, offsets=offsets, counts=counts)
+
+
+def _ndpi_levels(info: SlideInfo, fd: int) -> tuple[TileLevel, ...]:
+    found = read_levels(fd, info.level_sizes)
+    if found[0] is None:
+        raise Unsuitable("level 0 has no restart markers that its index tells of")
+    nothing = replace(found[0][0], offsets=None, counts=None)
+    levels = []
+    for number, level in enumerate(found):
+        if level is not None and not (problem := _problem(level[0])):
+            directory, stacks, scale = level
+            jpeg = ScaledTiles(directory.tile_width, directory.tile_height, scale)
+            levels.append(TileLevel(number, directory, jpeg, False, stacks))
+        elif number == 0:
+            raise Unsuitable(f"level 0 {problem}")
+        else:
+            levels.append(TileLevel(number, nothing, ScaledTiles(8, 8, 1), True))
     return tuple(levels)
 
 

@@ -358,12 +358,6 @@ def test_auto_takes_what_it_can(slide: Path, tmp_path: Path, image: np.ndarray) 
         open_source(deflated, None, "direct")
 
 
-def test_other_formats_fall_back(data_dir: Path) -> None:
-    """A Hamamatsu slide is a TIFF of JPEGs, but none of tiles."""
-    source = open_source(data_dir / "slides" / "fluorescence-387.ndpi", None)
-    assert isinstance(source, OpenSlideSource) and "hamamatsu" in source.notice
-
-
 def test_an_unreadable_slide_is_that_of_openslide(data_dir: Path) -> None:
     """Every patch fails, with OpenSlide's reason."""
     source = open_source(data_dir / "bad" / "unreadable.svs", None)
