@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.schema import CHANGES_RESULTS, Config
+from pipeline.schema import Config
+from pipeline.section import CHANGES_RESULTS
 
 SCHEMA_FILE = "configs/slidestream.schema.json"
 TABLE_START = "<!-- all keys: written by `python -m pipeline.keys` -->"

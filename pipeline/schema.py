@@ -6,32 +6,20 @@ so a key is described here and nowhere else. Reading files and `--set` is pipeli
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from pipeline.section import Section, Text
+from pipeline.section import key as _key
 
 OutputFormat = Literal["csv", "geojson", "parquet", "mask", "heatmap_png", "heatmap_tiff"]
 ALL_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
 
 Auto = Literal["auto"]
 Workers = Annotated[int, Field(ge=1, le=1024)] | Auto
-Text = Annotated[str, Field(min_length=1, max_length=4096)]
 
 ON_CPU = ("onnx", "null")  # engines that need no GPU
-
-CHANGES_RESULTS = "x-changes-results"
-
-
-def _key(default: Any, description: str, *, changes_results: bool = False, **limits: Any) -> Any:
-    """A field; `changes_results` marks a value that a finished slide depends on (pipeline.config.result_hash)."""
-    extra = {CHANGES_RESULTS: True} if changes_results else None
-    return Field(default, description=description, json_schema_extra=extra, **limits)
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, strict about types, and no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 class Slides(Section):
