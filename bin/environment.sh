@@ -83,14 +83,9 @@ add_venv_package() {
 
 # Dependencies only: the source tree itself is found through PYTHONPATH.
 install_packages() {
-    local requirements log="$root/.venv/pip.log" shown=/dev/null
-    requirements="$("$python" - "$root/pyproject.toml" "$1" <<'PYTHON'
-import sys, tomllib
-project = tomllib.load(open(sys.argv[1], "rb"))["project"]
-wanted = project["dependencies"] + (project["optional-dependencies"]["test"] if sys.argv[2] == "test" else [])
-print("\n".join(wanted))
-PYTHON
-)" || die "$root/pyproject.toml cannot be read"
+    local requirements extra="" log="$root/.venv/pip.log" shown=/dev/null
+    [ "$1" != test ] || extra=test
+    requirements="$(requirements_of dependencies ${extra:+"$extra"})" || die "$root/pyproject.toml cannot be read"
     say "installing $(wc -l <<<"$requirements") packages into $root/.venv (once; a minute or two)"
     [ ! -t 2 ] || shown=/dev/stderr
     : >"$log"
@@ -100,10 +95,32 @@ PYTHON
         die "packages could not be installed: $(last_error "$log")
 Try again when the network and the package index that pip is set to can be reached. What pip said: $log"
     fi
+    [ "$1" != test ] || add_optional test-engines "their tests will skip"
     cp "$root/pyproject.toml" "$root/.venv/ready-$1.new"
     mv "$root/.venv/ready-$1.new" "$root/.venv/ready-$1"
     [ "$1" != test ] || cp "$root/pyproject.toml" "$root/.venv/ready-run"
     say "set-up is complete"
+}
+
+# Prints what pyproject.toml asks for: "dependencies" or the name of an extra, one or more.
+requirements_of() {
+    "$python" - "$root/pyproject.toml" "$@" <<'PYTHON'
+import sys, tomllib
+project = tomllib.load(open(sys.argv[1], "rb"))["project"]
+sets = {"dependencies": project["dependencies"], **project["optional-dependencies"]}
+print("\n".join(line for name in sys.argv[2:] for line in sets[name]))
+PYTHON
+}
+
+# Packages of an extra that not every platform or index has: all of them, or one line that says what that means.
+add_optional() {
+    local requirements log="$root/.venv/pip-$1.log"
+    requirements="$(requirements_of "$1")" || die "$root/pyproject.toml cannot be read"
+    say "installing $(wc -l <<<"$requirements") optional packages (set $1, about 110 MB)"
+    if ! "$python" -m pip install --disable-pip-version-check --no-input --progress-bar off --retries 2 \
+        --only-binary :all: --requirement /dev/stdin <<<"$requirements" >"$log" 2>&1; then
+        say "going on without the optional packages of $1, $2: $(last_error "$log") (more in $log)"
+    fi
 }
 
 # Copies pip's lines into a log; on a terminal the newest one is shown in place.

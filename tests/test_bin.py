@@ -102,3 +102,29 @@ def test_no_python_new_enough(root: Path, tmp_path: Path):
     assert done.returncode == 2
     assert "sudo apt install python3 python3-venv" in done.stderr
     assert not (copy / ".venv").exists()
+
+
+def test_goes_on_without_optional_packages(root: Path, tmp_path: Path):
+    """Where pip finds no TensorRT, one line says what that means, and the set-up is complete all the same."""
+    copy = tmp_path / "repository"
+    for name in ("bin/environment.sh", "pyproject.toml"):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes((root / name).read_bytes())
+    interpreter = copy / ".venv/bin/python"
+    interpreter.parent.mkdir(parents=True)
+    interpreter.write_text(
+        f"""#!/bin/sh
+case "$*" in
+    -*pip*install*--only-binary*) echo "ERROR: No matching distribution found for $(head -1)"; exit 1 ;;
+    -*pip*) exit 0 ;;
+    *) exec "{sys.executable}" "$@" ;;
+esac
+"""
+    )
+    interpreter.chmod(0o755)
+    script = f'root="{copy}"; . "$root/bin/environment.sh"; slidestream_python test; echo "$python"'
+    done = run("bash", "-euc", script, cwd=tmp_path, SLIDESTREAM_PYTHON="")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(interpreter) and (copy / ".venv/ready-test").exists()
+    (line,) = [line for line in done.stderr.splitlines() if "going on without" in line]
+    assert "their tests will skip: No matching distribution found for tensorrt-rtx" in line
