@@ -8,6 +8,7 @@ what was asked of it (memory that is not there) can the process go on.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,7 @@ from engines.errors import EngineError, one_line
 from engines.gpu import Gpu
 
 _DRIVER_VERSION = Path("/proc/driver/nvidia/version")
+_registered: Counter[int] = Counter()  # by address: how many engines of this process copy from that memory
 
 
 def load_runtime() -> ModuleType:
@@ -76,6 +78,13 @@ class Cuda:
         return int(free)
 
     def register(self, memory: np.ndarray) -> None:
+        """Engines of one process share its context, and CUDA takes the same memory once: the last to leave gives it back."""
+        address = memory.ctypes.data
+        if not _registered[address]:
+            self._register(memory)
+        _registered[address] += 1
+
+    def _register(self, memory: np.ndarray) -> None:
         flags = self._runtime.cudaHostRegisterPortable
         (error,) = self._runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, flags)
         if error != self._good:
@@ -84,7 +93,10 @@ class Cuda:
             raise EngineError(f"{mib} MiB of shared memory cannot be page-locked: {_text(self._runtime, error)}")
 
     def unregister(self, memory: np.ndarray) -> None:
-        self._call("cudaHostUnregister", memory.ctypes.data)
+        address = memory.ctypes.data
+        _registered[address] -= 1
+        if not _registered[address]:
+            self._call("cudaHostUnregister", address)
 
     def allocate(self, size: int) -> int:
         address = int(self._call("cudaMalloc", size, lack=f"{size >> 20} MiB of GPU memory"))
