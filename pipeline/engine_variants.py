@@ -68,8 +68,9 @@ def drive(contexts: list, memory: np.ndarray, seconds: float) -> dict[str, float
             break
         while idle:
             context = idle.pop()
+            begun = time.perf_counter()
             context.submit(memory[place])
-            busy.append((context, time.perf_counter()))
+            busy.append((context, begun))
             place = (place + 1) % len(memory)
         busy[0][0].wait(0.002)
         for item in list(busy):
@@ -355,16 +356,18 @@ def _rate(step: Callable[[], Any], batch: int, seconds: float, torch: Any) -> fl
 
 
 class Memory:
-    """GPU memory of this process by NVML, or, where that does not tell by process, of the GPU since this was made."""
+    """GPU memory of this process by NVML, or, where that does not tell by process, of the whole GPU."""
 
     def __init__(self, uuid: str) -> None:
+        """`uuid`: of the GPU; without it, the first that CUDA_VISIBLE_DEVICES names by UUID, or the first there is."""
         self._nvml: Any = None
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
+        name = uuid or (visible if visible.startswith("GPU-") else "")
         try:
             import pynvml
 
             pynvml.nvmlInit()
-            name = uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
-            self._device = pynvml.nvmlDeviceGetHandleByUUID(name) if uuid else pynvml.nvmlDeviceGetHandleByIndex(0)
+            self._device = pynvml.nvmlDeviceGetHandleByUUID(name) if name else pynvml.nvmlDeviceGetHandleByIndex(0)
             self._nvml = pynvml
         except Exception:  # noqa: BLE001 (NVML's errors are classes made at run time)
             return
@@ -376,7 +379,11 @@ class Memory:
         for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(self._device):
             if process.pid == os.getpid() and process.usedGpuMemory:
                 return process.usedGpuMemory >> 20
-        return self._nvml.nvmlDeviceGetMemoryInfo(self._device).used >> 20  # the GPU is ours alone in a benchmark
+        return self.total_mib()
+
+    def total_mib(self) -> int | None:
+        """MiB in use on the GPU, whoever has them."""
+        return None if self._nvml is None else self._nvml.nvmlDeviceGetMemoryInfo(self._device).used >> 20
 
 
 def _reference(facts: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from engines.cache import EngineCache
 from pipeline.bench_engine import engine_alone
 from pipeline.bench_loader import loader_alone
 from pipeline.config import ConfigError
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
             record = runs[0].record
             if not folded.exists():
                 _prepare(args, folded)
-            engine.append(engine_alone(record["configuration"], record["model"], folded, args.seconds))
+            engine.append(alone(record, folded, args.seconds))
             runs.append(whole(args, _READERS, many, scratch, nothing(record["configuration"])))
         facts = _loader_facts(runs[0].record, many[0], args, folded)
         loader = {"skipped": "left out"} if args.no_loader else loader_alone(facts)
@@ -135,10 +136,20 @@ def make_slides(args: argparse.Namespace, folder: Path) -> tuple[list[Path], Pat
     return many, one
 
 
+def alone(record: dict[str, Any], folded: Path, seconds: float) -> float:
+    """The engine alone, as the run of this run.json had it: on the same GPUs, by the same engines."""
+    folder = record["configuration"]["inference"].get("engines")
+    gpus = record.get("gpus", [])
+    plans = [EngineCache(Path(folder).expanduser() if folder else None).folder / gpu["engine"] for gpu in gpus]
+    visible = [{"CUDA_VISIBLE_DEVICES": gpu["uuid"]} if gpu.get("uuid") else {} for gpu in gpus]
+    return engine_alone(record["configuration"], record["model"], folded, seconds, plans, visible)
+
+
 def nothing(configuration: dict[str, Any]) -> list[str]:
     """What makes of a run one with an engine that computes nothing, and the same readers and batches."""
     return [
         'inference.engine="null"',
+        "inference.precision=auto",
         "inference.workers=1",
         "inference.threads=1",
         f"reader.workers={configuration['reader']['workers']}",
