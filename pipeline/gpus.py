@@ -127,21 +127,29 @@ def _placed(config: Config, model: Model, found: Probe, gpus: Sequence[Gpu]) -> 
     cache = EngineCache(Path(inference.engines).expanduser() if inference.engines else None)
     entries = [entry for entry in cache.entries() if entry.identity is None or entry.identity.model == model.sha256]
     reasons: list[str] = []
+    able: list[dict[Gpu, Entry]] = []
     # One precision for the whole run: a probability must not depend on which GPU the patch met.
-    for precision in precisions(inference.precision, entries, gpus[0]):
+    for precision in precisions(inference.precision, entries):
         wish = Wish(
             inference.engine, precision, model, None if config.batcher.batch == "auto" else config.batcher.batch
         )
         chosen = {}
+        # With "auto" it is no reproach to an engine that it is of another precision: its turn comes.
+        tried = [
+            e for e in entries if inference.precision != "auto" or not e.identity or e.identity.precision == precision
+        ]
         for gpu in gpus:
-            entry, why = choose_engine(entries, gpu, found, wish)
+            entry, why = choose_engine(tried, gpu, found, wish)
             if entry is None:
                 reasons += [f"for {gpu}: {reason}" for reason in why]
                 break
             chosen[gpu] = entry
         else:
-            return _placement(config, model, chosen, found)
-    unloadable = [] if reasons else list(found.reasons.values())
+            able.append(chosen)
+    if able:
+        fastest = max(able, key=lambda chosen: sum(_speed(entry, gpu) for gpu, entry in chosen.items()))
+        return _placement(config, model, fastest, found)
+    unloadable = [] if reasons or found.flavours else list(found.reasons.values())
     told = "; ".join(dict.fromkeys(reasons or unloadable)) or "none has been built"
     raise Missing(
         f"{cache.folder}: no engine of {model.name} can be used: {told}; build one: {build_command(config, model)}"
@@ -158,16 +166,11 @@ class Wish:
     batch: int | None
 
 
-def precisions(wanted: str, entries: Sequence[Entry], gpu: Gpu) -> list[str]:
-    """The precisions to try; for "auto" all that there are, the fastest on this kind of GPU first."""
+def precisions(wanted: str, entries: Sequence[Entry]) -> list[str]:
+    """The precisions to try; for "auto" all that there are."""
     if wanted != "auto":
         return [wanted]
-    speeds: dict[str, float] = {}
-    for entry in entries:
-        if entry.identity is not None:
-            name = entry.identity.precision
-            speeds[name] = max(speeds.get(name, 0.0), _speed(entry, gpu))
-    return sorted(speeds, key=lambda name: -speeds[name]) or ["fp16"]
+    return sorted({entry.identity.precision for entry in entries if entry.identity is not None}) or ["fp16"]
 
 
 def choose_engine(entries: Sequence[Entry], gpu: Gpu, found: Probe, wish: Wish) -> tuple[Entry | None, list[str]]:
@@ -200,6 +203,8 @@ def _unfit(entry: Entry, gpu: Gpu, found: Probe, wish: Wish) -> str:
     profile = _profile(entry, wish.model)
     if profile is None:
         return f"takes no patches of {wish.model.patch_px} px"
+    if profile["minimum"] > 1:  # the last batch of a slide may be a single row
+        return f"takes no batches of fewer than {profile['minimum']}"
     if wish.batch is not None and profile["maximum"] < wish.batch:
         return f"takes batches of up to {profile['maximum']}, batcher.batch is {wish.batch}"
     verified = entry.verification(gpu)

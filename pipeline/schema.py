@@ -161,6 +161,8 @@ class Inference(Section):
     def _precision_of_gpus(self) -> Self:
         if self.engine in ON_CPU and self.precision not in ("auto", "fp32"):
             raise ValueError(f"precision is {self.precision}, but the engine {self.engine} computes in fp32")
+        if self.engine == "aoti" and self.precision == "int8":
+            raise ValueError("precision is int8, but the engine aoti computes in fp16 or fp32")
         return self
 
 
