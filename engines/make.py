@@ -19,10 +19,26 @@ from engines.gpu import Gpu
 from engines.identity import Identity, identity, target
 from engines.model import Model
 from engines.precision import graph_sha256, to_half
-from engines.quantize import PRODUCTS, QUANTISABLE, Ranges, calibrate, load_ranges, quantise, quantiser, save_ranges
+from engines.quantize import (
+    PRODUCTS,
+    QUANTISABLE,
+    WITHOUT_CONVOLUTIONS,
+    Ranges,
+    calibrate,
+    load_ranges,
+    quantise,
+    quantiser,
+    save_ranges,
+)
 from engines.recipe import BuildOptions, Profile
 
 Tell = Callable[[str], None]
+# What int8 quantises, from the most to the least: not every flavour takes everything.
+_INT8 = (
+    (QUANTISABLE, "convolutions and matrix products"),
+    (WITHOUT_CONVOLUTIONS, "matrix products and, as such, convolutions of one pixel"),
+    (PRODUCTS, "matrix products alone"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +132,17 @@ class Maker:
         return self.cache.put(order.model.name, wanted, built, order.gpu, details)
 
     def make_int8(self, order: Order, *, rebuild: bool = False) -> Entry:
-        """As `make`; where the flavour has no int8 convolutions, with the matrix products alone quantised."""
-        try:
-            return self.make(order, rebuild=rebuild)
-        except EngineError as error:
-            if order.quantised == PRODUCTS:
-                raise
-            self.tell(f"{error}")
-            self.tell("trying again with matrix products alone in int8")
-            return self.make(replace(order, quantised=PRODUCTS), rebuild=rebuild)
+        """As `make`; where the flavour refuses int8 convolutions, without them. See engines.quantize.POINTWISE."""
+        recipes = list(_INT8) if order.quantised == QUANTISABLE else [(order.quantised, "")]
+        while True:
+            operators, _ = recipes.pop(0)
+            try:
+                return self.make(replace(order, quantised=operators), rebuild=rebuild)
+            except EngineError as error:
+                if not recipes or order.calibration is None:
+                    raise
+                self.tell(f"{error}")
+                self.tell(f"trying again with {recipes[0][1]} in int8")
 
     def _ranges(self, order: Order, graph: Any, sha256: str, patches: Patches) -> Ranges:
         path = self.cache.folder / "calibrations" / f"{sha256[:16]}-{patches.sha256[:16]}.json"

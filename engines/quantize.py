@@ -29,6 +29,10 @@ from engines.onnx_engine import open_session
 QUANTISER = "int8-1"
 PRODUCTS = ("MatMul", "Gemm")
 QUANTISABLE = ("Conv", *PRODUCTS)
+# A convolution of one pixel is a product over its channels. tensorrt_rtx 1.4 refuses every int8 convolution, whatever its
+# scales, channels, kernel and GPU, but takes int8 products: about half of a ResNet's work, and of a DenseNet's, is of this kind.
+POINTWISE = "Conv1x1"
+WITHOUT_CONVOLUTIONS = (POINTWISE, *PRODUCTS)
 COVERAGE = 0.999
 MIN_OPSET = 13  # from here on weights may have one scale for each channel
 LEVELS = 127
@@ -149,6 +153,8 @@ def quantise(
     Raises EngineError: nothing to quantise, a range is missing, or ONNX cannot lift the graph to opset 13.
     """
     proto = _lifted(proto)
+    if POINTWISE in operators:
+        ranges = {**ranges, **_as_products(proto, ranges)}
     graph = proto.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     wanted = {point.node: point for point in points(proto, operators)}
@@ -180,6 +186,53 @@ def quantise(
     del graph.initializer[:]
     graph.initializer.extend(kept)
     return proto
+
+
+def _as_products(proto: onnx.ModelProto, ranges: Mapping[str, float]) -> Ranges:
+    """Makes the convolutions of one pixel that would be quantised products over channels that come last, in place.
+
+    Gives the ranges of the tensors that are new. An input that several of them read is transposed once.
+    """
+    graph = proto.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    wanted = {point.node for point in points(proto, ("Conv",))}
+    found: Ranges = {}
+    turned: set[str] = set()
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if not (node.output and node.output[0] in wanted and _is_pointwise(node, weights[node.input[1]])):
+            nodes.append(node)
+            continue
+        source, weight, target = node.input[0], node.input[1], node.output[0]
+        last, matrix = f"{source}.channels_last", f"{weight}.matrix"
+        if last not in turned:
+            turned.add(last)
+            nodes.append(helper.make_node("Transpose", [source], [last], name=last, perm=[0, 2, 3, 1]))
+            if source in ranges:
+                found[last] = ranges[source]
+        if matrix not in weights:
+            values = numpy_helper.to_array(weights[weight])
+            weights[matrix] = numpy_helper.from_array(np.ascontiguousarray(values.reshape(values.shape[:2]).T), matrix)
+            graph.initializer.append(weights[matrix])
+        product = f"{target}.product"
+        nodes.append(helper.make_node("MatMul", [last, matrix], [product], name=product))
+        if len(node.input) > 2 and node.input[2]:
+            nodes.append(
+                helper.make_node("Add", [product, node.input[2]], [product + ".biased"], name=product + ".biased")
+            )
+            product += ".biased"
+        nodes.append(helper.make_node("Transpose", [product], [target], name=target, perm=[0, 3, 1, 2]))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return found
+
+
+def _is_pointwise(node: onnx.NodeProto, weight: onnx.TensorProto) -> bool:
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    numbers = [value for name in ("strides", "dilations") if name in attributes for value in attributes[name].ints]
+    pads = attributes["pads"].ints if "pads" in attributes else []
+    groups = attributes["group"].i if "group" in attributes else 1
+    return tuple(weight.dims[2:]) == (1, 1) and set(numbers) <= {1} and not any(pads) and groups == 1
 
 
 def scale_for(largest: np.ndarray | float) -> np.ndarray:

@@ -118,6 +118,64 @@ def convolutions(folder: Path) -> Path:
     return net.model(folder)
 
 
+def dense(folder: Path) -> Path:
+    """As a DenseNet: normalisation and Relu before each convolution, one pixel and three by turns, results joined."""
+    net = Net()
+    x = net.node("Conv", ["input", net.random("w0", CHANNELS, 3, 3, 3)], "c0", pads=[1] * 4, strides=[2, 2])
+    for i in range(3):
+        channels = CHANNELS + 16 * i
+        for name, value in (("scale", 1.3), ("shift", 0.1), ("mean", 0.2), ("variance", 1.7)):
+            net.weight(f"bn{i}.{name}", np.full(channels, value))
+        norm = [x, *(f"bn{i}.{name}" for name in ("scale", "shift", "mean", "variance"))]
+        y = net.node("Relu", [net.node("BatchNormalization", norm, f"bn{i}")], f"r{i}")
+        bias = [net.weight(f"ba{i}", np.full(64, 0.1))] if i else []
+        y = net.node(
+            "Relu", [net.node("Conv", [y, net.random(f"wa{i}", 64, channels, 1, 1), *bias], f"a{i}")], f"ra{i}"
+        )
+        y = net.node("Conv", [y, net.random(f"wb{i}", 16, 64, 3, 3)], f"b{i}", pads=[1] * 4)
+        x = net.node("Concat", [x, y], f"joined{i}", axis=1)
+    x = net.node("Flatten", [net.node("GlobalAveragePool", [x], "pool")], "features")
+    head = net.weight("wh", net.rng.normal(0, 2, (CHANNELS + 48, 2)))
+    net.node("Gemm", [x, head, net.weight("bh", np.zeros(2))], "logits")
+    return net.model(folder)
+
+
+def transformer(folder: Path) -> Path:
+    """As a ViT: patches embedded, attention over four heads, LayerNormalization, two layers with Gelu written out."""
+    net, width = Net(), 64
+    for name, shape in (("tokens", [0, width, -1]), ("heads", [0, 0, 4, width // 4]), ("merged", [0, 0, width])):
+        net.weights.append(numpy_helper.from_array(np.array(shape), f"shape.{name}"))
+
+    def linear(source: str, name: str, inputs: int, outputs: int) -> str:
+        product = net.node("MatMul", [source, net.random(f"{name}.w", inputs, outputs)], f"{name}.product")
+        return net.node("Add", [product, net.weight(f"{name}.b", np.zeros(outputs))], name)
+
+    def norm(source: str, name: str) -> str:
+        scale, shift = net.weight(f"{name}.scale", np.ones(width)), net.weight(f"{name}.shift", np.zeros(width))
+        return net.node("LayerNormalization", [source, scale, shift], name, axis=-1)
+
+    x = net.node("Conv", ["input", net.random("w0", width, 3, 8, 8)], "c0", strides=[8, 8])
+    x = net.node("Transpose", [net.node("Reshape", [x, "shape.tokens"], "flat")], "tokens", perm=[0, 2, 1])
+    n = norm(x, "n1")
+    q, k, v = (
+        net.node("Transpose", [net.node("Reshape", [linear(n, name, width, width), "shape.heads"], f"{name}.split")],
+                 f"{name}.heads", perm=[0, 2, 3, 1] if name == "k" else [0, 2, 1, 3])
+        for name in "qkv"
+    )  # fmt: skip
+    scaled = net.node("Mul", [net.node("MatMul", [q, k], "qk"), net.weight("quarter", np.array(0.25))], "scaled")
+    a = net.node("MatMul", [net.node("Softmax", [scaled], "attention", axis=-1), v], "mixed")
+    a = net.node("Reshape", [net.node("Transpose", [a], "back", perm=[0, 2, 1, 3]), "shape.merged"], "merged")
+    x = net.node("Add", [x, linear(a, "o", width, width)], "sum1")
+    h = linear(norm(x, "n2"), "f1", width, 2 * width)
+    e = net.node("Erf", [net.node("Div", [h, net.weight("root2", np.array(2.0**0.5))], "h.scaled")], "h.erf")
+    e = net.node("Add", [e, net.weight("one", np.array(1.0))], "h.plus")
+    h = net.node("Mul", [net.node("Mul", [h, e], "h.twice"), net.weight("half", np.array(0.5))], "gelu")
+    x = net.node("Add", [x, linear(h, "f2", 2 * width, width)], "sum2")
+    x = net.node("ReduceMean", [x], "pool", axes=[1], keepdims=0)
+    net.node("Gemm", [x, net.weight("wh", net.rng.normal(0, 2, (width, 2))), net.weight("bh", np.zeros(2))], "logits")
+    return net.model(folder)
+
+
 def products(folder: Path) -> Path:
     """A network of matrix products, without convolutions that int8 would take."""
     net = Net()

@@ -14,9 +14,9 @@ from engines.census import Census, check_census
 from engines.errors import EngineError
 from engines.flavour import Flavour
 from engines.precision import to_half
-from engines.quantize import calibrate, quantise
+from engines.quantize import PRODUCTS, QUANTISABLE, WITHOUT_CONVOLUTIONS, calibrate, quantise
 from engines.recipe import BuildOptions, Profile
-from tests.engines.nets import SIDE, convolutions, flavour, folded, mixed, noise, products
+from tests.engines.nets import SIDE, convolutions, dense, flavour, folded, mixed, noise, products, transformer
 
 PROFILE = [Profile(SIDE, 1, 4, 8)]
 
@@ -43,19 +43,30 @@ def test_fp16(trt: Flavour, tmp_path: Path) -> None:
     assert built.census.layers["fp32"] > 0  # Softmax and the like
 
 
-@pytest.mark.parametrize("network", [convolutions, products], ids=["convolutions", "products"])
-def test_int8(trt: Flavour, tmp_path: Path, network) -> None:
+@pytest.mark.parametrize(
+    ("network", "operators", "expected"),
+    [
+        (convolutions, QUANTISABLE, {"fp16": 2, "int8": 1}),
+        (products, QUANTISABLE, {"fp16": 2, "int8": 2}),
+        (dense, QUANTISABLE, {"fp16": 2, "int8": 6}),
+        (dense, WITHOUT_CONVOLUTIONS, {"fp16": 5, "int8": 3}),
+        (transformer, QUANTISABLE, {"fp16": 4, "int8": 6}),
+        (transformer, PRODUCTS, {"fp16": 4, "int8": 6}),
+        (mixed, WITHOUT_CONVOLUTIONS, {"fp16": 5, "int8": 2}),
+    ],
+)
+def test_int8(trt: Flavour, tmp_path: Path, network, operators, expected) -> None:
     """Q and DQ reach the network, in front of every convolution and product that the graph quantises."""
     proto = folded(network(tmp_path))
     ranges = calibrate(proto, noise(8), tmp_path, threads=1)
-    graph = to_half(quantise(proto, ranges))
+    graph = to_half(quantise(proto, ranges, operators))
     try:
         built = build(graph, "int8", PROFILE, BuildOptions(), trt)
     except EngineError as error:
         if "Myelin" in str(error) or "Cuda Runtime" in str(error):
             pytest.skip(f"{trt.name} {trt.version} does not build int8 without a GPU: {error}")
         raise
-    assert built.census.compute == ({"fp16": 2, "int8": 1} if network is convolutions else {"fp16": 2, "int8": 2})
+    assert built.census.compute == expected
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])

@@ -138,7 +138,7 @@ def test_int8_without_convolutions_where_the_builder_has_none(tmp_path: Path, mo
     w = world(tmp_path, monkeypatch, fp16=0.001, int8=0.001)
     w.refused[("int8", True)] = "Myelin: CHECK(dtype == ...) failed"
     entry, _ = w.choose()
-    assert entry.identity.precision == "int8" and entry.identity.recipe.endswith("(Gemm,MatMul)")
+    assert entry.identity.precision == "int8" and entry.identity.recipe.endswith("(Conv1x1,Gemm,MatMul)")
     assert [count for precision, count in w.built if precision == "int8"] == [2, 1]
     assert any("Myelin" in line for line in w.lines)
 

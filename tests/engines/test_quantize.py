@@ -15,6 +15,8 @@ from engines.precision import tensor_types, to_half
 from engines.quantize import (
     LEVELS,
     PRODUCTS,
+    WITHOUT_CONVOLUTIONS,
+    _as_products,
     calibrate,
     load_ranges,
     points,
@@ -23,7 +25,7 @@ from engines.quantize import (
     save_ranges,
     scale_for,
 )
-from tests.engines.nets import Net, convolutions, folded, mixed, noise, products
+from tests.engines.nets import Net, convolutions, dense, folded, mixed, noise, products
 from tests.engines.test_precision import answers
 
 
@@ -114,6 +116,43 @@ def test_an_activation_is_quantised_once(tmp_path: Path) -> None:
     proto = folded(mixed(tmp_path))
     graph = quantise(proto, dict.fromkeys((point.activation for point in points(proto)), 4.0))
     assert len([node for node in graph.graph.node if node.op_type == "QuantizeLinear"]) == 2
+
+
+def test_convolutions_of_one_pixel_become_products(tmp_path: Path) -> None:
+    """The same answers but for the order of summation, and, quantised, nearly those; larger ones stay as they are."""
+    proto, patches = folded(dense(tmp_path)), noise(16)
+    before = answers(proto, tmp_path, patches)
+    ranges = calibrate(proto, patches, tmp_path, threads=1)
+    graph = quantise(proto, ranges, WITHOUT_CONVOLUTIONS)
+    quantised = [node for node in graph.graph.node if node.op_type == "QuantizeLinear"]
+    assert len(quantised) == 3 and len([node for node in graph.graph.node if node.op_type == "Conv"]) == 4
+    assert graph_census(to_half(graph)).compute == {"fp16": 5, "int8": 3}
+    assert 1e-6 < np.abs(answers(graph, tmp_path, patches) - before).max() < 0.03
+    whole = onnx.ModelProto()
+    whole.CopyFrom(proto)
+    _as_products(whole, {})
+    np.testing.assert_allclose(answers(whole, tmp_path, patches), before, atol=1e-5)
+
+
+def test_an_input_of_several_products_is_turned_once(tmp_path: Path) -> None:
+    """And a convolution that skips pixels, pads them or has groups is no product."""
+    net = Net()
+    x = net.node("Relu", [net.node("Conv", ["input", net.random("w0", 32, 3, 4, 4)], "c0", strides=[4, 4])], "r0")
+    parts = [
+        net.node("Conv", [x, net.random(f"w.{name}", 32, 32 // options.get("group", 1), 1, 1)], name, **options)
+        for name, options in (("a", {}), ("b", {"strides": [1, 1]}), ("c", {"group": 2}))
+    ]
+    skips = net.node("Conv", [x, net.random("w.d", 32, 32, 1, 1)], "d", strides=[2, 2])
+    padded = net.node("Conv", [x, net.random("w.e", 32, 32, 1, 1)], "e", pads=[1] * 4)
+    x = net.node("Add", [net.node("Add", parts[:2], "ab"), parts[2]], "abc")
+    pools = [net.node("Flatten", [net.node("GlobalAveragePool", [y], f"p{y}")], f"f{y}") for y in (x, skips, padded)]
+    x = net.node("Add", [net.node("Add", pools[:2], "sum1"), pools[2]], "sum2")
+    net.node("Gemm", [x, net.random("wh", 32, 2), net.weight("bh", np.zeros(2))], "logits")
+    proto = folded(net.model(tmp_path))
+    graph = quantise(proto, dict.fromkeys((point.activation for point in points(proto)), 4.0), WITHOUT_CONVOLUTIONS)
+    kinds = [node.op_type for node in graph.graph.node]
+    assert (kinds.count("MatMul"), kinds.count("QuantizeLinear"), kinds.count("Conv")) == (2, 1, 4)
+    assert [node.name for node in graph.graph.node].count("r0.channels_last") == 1
 
 
 def test_nothing_to_quantise_is_told(tmp_path: Path) -> None:
