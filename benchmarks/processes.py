@@ -96,11 +96,11 @@ def children_cpu_s(before: os.times_result, after: os.times_result) -> float:
 
 def _sample(root: int, seconds: float, watched: Watched, memory: bool) -> None:
     total = shared = 0
-    for pid in _tree(root):
+    for pid in tree(root):
         process = watched.seen.get(pid)
         try:
             if process is None or process.kind == "?":  # between fork and exec it has its parent's name
-                kind, name = _identity(pid, root)
+                kind, name = identity(pid, root)
                 if process is None:
                     process = watched.seen[pid] = Seen(pid, kind, name)
                 process.kind, process.name = kind, name
@@ -115,7 +115,7 @@ def _sample(root: int, seconds: float, watched: Watched, memory: bool) -> None:
         watched.totals.append((seconds, total, shared))
 
 
-def _tree(root: int) -> list[int]:
+def tree(root: int) -> list[int]:
     found, queue = [], [root]
     while queue:
         pid = queue.pop()
@@ -128,7 +128,7 @@ def _tree(root: int) -> list[int]:
     return found
 
 
-def _identity(pid: int, root: int) -> tuple[str, str]:
+def identity(pid: int, root: int) -> tuple[str, str]:
     if pid == root:
         return "supervisor", "supervisor"
     words = Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
