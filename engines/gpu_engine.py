@@ -22,6 +22,7 @@ import structlog
 
 from engines.device import Device, Execution, Network
 from engines.errors import EngineError
+from engines.meter import Meter
 
 POLL_S = 0.00005
 WARM_RUNS = 2  # the first compiles or allocates, the second must not any more
@@ -59,6 +60,9 @@ class GpuEngine:
         self._closed = False
         self.milliseconds: deque[float] = deque(maxlen=REMEMBERED)
         self.batches = self.rows = 0
+        self.first_ms = 0.0
+        self._meter: Meter | None = None
+        self._ready_at = time.monotonic()
         self._in_flight = 0
         self._busy_seconds = self._busy_since = 0.0
 
@@ -76,18 +80,25 @@ class GpuEngine:
         }
 
     def telemetry(self) -> dict[str, float]:
-        """Since the start: batches, rows, seconds in which a batch was under way; milliseconds from the start of a
-        batch's copy to the end of its answer's, as quantiles of the latest batches; MiB free.
+        """Since it was ready: seconds, and those in which a batch was under way; batches, rows, and how full batches were;
+        milliseconds from the start of a batch's copy to the end of its answer's, of the first batch and as quantiles of
+        the latest ones; what NVML says (engines.meter); MiB free.
         """
         times = np.array(self.milliseconds or [0.0])
         under_way = time.monotonic() - self._busy_since if self._in_flight else 0.0
+        if self._meter is None:
+            self._meter = Meter(self.device.gpu.uuid)
         return {
+            "seconds": round(time.monotonic() - self._ready_at, 3),
             "batches": self.batches,
             "rows": self.rows,
             "busy_seconds": round(self._busy_seconds + under_way, 3),
+            "fill": round(self.rows / (self.batches * self.max_batch), 4) if self.batches else 0.0,
+            "first_batch_ms": round(self.first_ms, 3),
             "batch_ms_p50": round(float(np.quantile(times, 0.5)), 3),
             "batch_ms_p99": round(float(np.quantile(times, 0.99)), 3),
             "gpu_free_mib": self.device.free_bytes() >> 20,
+            **self._meter.read(),
         }
 
     def attach(self, memory: np.ndarray) -> None:
@@ -128,7 +139,8 @@ class GpuEngine:
             problem = f"context {len(made) + 1} of {n} does not start: {error}"
             raise EngineError(f"{problem}; {self._lighter(n)}") from error
         self.network.warmed()
-        self._warm_seconds = time.monotonic() - started
+        self._ready_at = time.monotonic()
+        self._warm_seconds = self._ready_at - started
         return made
 
     def _check_memory(self, n: int) -> None:
@@ -175,6 +187,7 @@ class GpuEngine:
             self._busy_seconds += time.monotonic() - self._busy_since
 
     def answered(self, rows: int, milliseconds: float) -> None:
+        self.first_ms = self.first_ms or milliseconds
         self.batches += 1
         self.rows += rows
         self.milliseconds.append(milliseconds)

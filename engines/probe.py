@@ -7,8 +7,10 @@ nobody with it, and who only wants to know need not load TensorRT or PyTorch.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ from engines.errors import EngineError, one_line
 from engines.gpu import Gpu
 
 if TYPE_CHECKING:
-    from engines.flavour import Flavour
+    from engines.identity import Release
 
 PROBE_S = 120.0  # a cold file system may need a minute for PyTorch
 BACKENDS = ("tensorrt", "aoti")
@@ -99,19 +101,30 @@ def _look(backends: list[str]) -> dict[str, Any]:
     return {"gpus": gpus, "flavours": flavours, "problem": problem, "reasons": reasons}
 
 
-def _flavours(backend: str) -> list[Flavour]:
-    """All flavours of a backend that can be loaded. Raises EngineError: none."""
+def _flavours(backend: str) -> list[Release]:
+    """All flavours of a backend that are there. Raises EngineError: none."""
     if backend == "aoti":
-        from engines.aoti_build import load_aoti
-
-        return [load_aoti()]
+        return [_torch()]
     from engines.flavour import FLAVOURS, load_flavour
 
-    found = []
+    found: list[Release] = []
     for name in FLAVOURS:
         with contextlib.suppress(EngineError):
             found.append(load_flavour(name))
     return found or [load_flavour()]  # the latter raises, with all the reasons
+
+
+def _torch() -> Installed:
+    """PyTorch's version from its own file: importing it takes ten seconds where its files are not cached."""
+    spec = importlib.util.find_spec("torch")
+    try:
+        text = (Path(spec.origin).parent / "version.py").read_text() if spec and spec.origin else ""
+    except OSError:
+        text = ""
+    found = re.search(r"^__version__ = ['\"]([^'\"]+)", text, re.MULTILINE)
+    if found is None:
+        raise EngineError("PyTorch is not installed; install slidestream[aoti]")
+    return Installed("aoti", found.group(1))
 
 
 if __name__ == "__main__":

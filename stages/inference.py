@@ -39,6 +39,7 @@ class Inference:
     def __init__(self, link: Link, slots: SharedSlots, contexts: list[Context], engine: Engine):
         self._engine = engine
         self._told_at = 0.0
+        self._untold = False
         self._link = link
         self._slots = slots
         self._idle = list(contexts)
@@ -48,6 +49,7 @@ class Inference:
     def step(self, patience_s: float) -> None:
         """Take a lease if a context is idle (waiting for one at most `patience_s`), then see to the busy ones."""
         self._link.holding = any(not busy.returned for busy in self._busy)
+        self._tell()
         if self._idle:
             message = self._link.receive(0.0 if self._busy else patience_s)
             if isinstance(message, Run):
@@ -55,22 +57,23 @@ class Inference:
                 if self._idle:
                     return  # perhaps there is another one
         self._link.beat()
-        self._tell()
         if self._busy:
             self._busy[0].context.wait(WAIT_S)
             for busy in list(self._busy):
                 self._look(busy)
 
     def _tell(self) -> None:
+        """Telemetry now and then, and once when the work has run out: the last word should have it all."""
         now = time.monotonic()
-        if now - self._told_at < TELEMETRY_S:
+        run_out = self._untold and not self._busy
+        if now - self._told_at < (TELEMETRY_S / 10 if run_out else TELEMETRY_S):
             return
-        self._told_at = now
+        self._told_at, self._untold = now, bool(self._busy)
         if values := self._engine.telemetry():
             self._link.send(Telemetry(values))
 
     def _start(self, lease: Run) -> None:
-        context = self._idle.pop()
+        context, self._untold = self._idle.pop(), True
         context.submit(self._slots.patches(lease.slot, lease.count))
         self._busy.append(Busy(context, lease))
 
