@@ -48,6 +48,7 @@ class Roster:
             return Fate(pause_s, in_a_row=of_kind.in_a_row)
         if own_pause_s is None:
             del self.members[member.name]
+            del self._backoffs[member.name]  # `scale` may give it another chance
         return Fate(own_pause_s, give_up=own_pause_s is None)
 
     def _backoff(self, name: str) -> Backoff:
