@@ -34,14 +34,16 @@ class TileLevel:
     """A level of the slide, the directory that holds it, and the decoder of its tiles.
 
     `by_openslide`: only OpenSlide knows what this level looks like, as tiles are missing. Else those are background.
-    `stacks`: how tiles are put together, where they are not stored as such.
+    `stacks`: how tiles are put together, where they are not stored as such. `longest`: bytes of the longest tile that
+    can be right.
     """
 
     number: int
     directory: Directory
     jpeg: JpegTiles | ScaledTiles
     by_openslide: bool
-    stacks: Stacks | None = None
+    stacks: Stacks | None
+    longest: int
 
     def name(self, index: int) -> str:
         """What to call a tile in a message."""
@@ -98,14 +100,20 @@ class TileFile:
     def stream(self, level: TileLevel, index: int) -> bytes | None:
         """The stored bytes of a tile, None where the file has none. TileError where they cannot be had; SlideError
         where the file itself has gone."""
-        spans = self._checked(level, index)
-        if not spans:
+        if level.stacks is None:
+            data = self._taken((level.number, index, 0))
+            if data is not None:
+                return data
+        parts = [self._part(level, span) for span in self._checked(level, index)]
+        if not parts:
             return None
-        parts = [self._part(level, span) for span in spans]
         return parts[0] if level.stacks is None else level.stacks.join(index, parts)
 
+    def _taken(self, key: Hashable) -> bytes | None:
+        return self._ahead.pop(key, None) if self._background is None else self._background.take(key)
+
     def _part(self, level: TileLevel, span: Span) -> bytes:
-        data = self._ahead.pop(span.key, None) if self._background is None else self._background.take(span.key)
+        data = self._taken(span.key)
         if data is not None:
             return data
         name = level.name(span.key[1])  # type: ignore[index]
@@ -173,7 +181,8 @@ class TileFile:
                 return []
         else:
             parts = level.stacks.spans(index)
-        if (count := sum(count for _, count in parts)) > largest_tile(directory):
+        count = sum([count for _, count in parts])
+        if count > level.longest:
             raise TileError(f"{level.name(index)} is damaged: the index says that it has {count} bytes")
         spans = []
         for number, (offset, count) in enumerate(parts):
@@ -226,7 +235,8 @@ def _levels(info: SlideInfo, fd: int) -> tuple[TileLevel, ...]:
             raise Unsuitable(f"level {number}: {one_line(str(error))}") from error
         # Below the first level, OpenSlide paints what an Aperio slide lacks, there or above, from the levels above.
         lacking = lacking or not directory.counts.all()
-        levels.append(TileLevel(number, directory, jpeg, info.format == "aperio" and number > 0 and lacking))
+        by_openslide = info.format == "aperio" and number > 0 and lacking
+        levels.append(TileLevel(number, directory, jpeg, by_openslide, None, largest_tile(directory)))
     return tuple(levels)
 
 
@@ -253,11 +263,11 @@ def _ndpi_levels(info: SlideInfo, fd: int) -> tuple[TileLevel, ...]:
         if level is not None and not (problem := _problem(level[0])):
             directory, stacks, scale = level
             jpeg = ScaledTiles(directory.tile_width, directory.tile_height, scale)
-            levels.append(TileLevel(number, directory, jpeg, False, stacks))
+            levels.append(TileLevel(number, directory, jpeg, False, stacks, scale * scale * largest_tile(directory)))
         elif number == 0:
             raise Unsuitable(f"level 0 {problem}")
         else:
-            levels.append(TileLevel(number, nothing, ScaledTiles(8, 8, 1), True))
+            levels.append(TileLevel(number, nothing, ScaledTiles(8, 8, 1), True, None, 0))
     return tuple(levels)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
@@ -62,7 +62,12 @@ _RARE_CHROMA = {"440": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440, "411": cv2.IMWRITE_
 def encode(image: np.ndarray, flavour: Flavour, stream: int = 0) -> bytes:
     """One JPEG stream: whole (0), tables alone (1), or image without tables (2)."""
     if flavour.chroma in _RARE_CHROMA:  # Pillow does not write these, OpenCV no tables
-        factors = [cv2.IMWRITE_JPEG_QUALITY, flavour.quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, _RARE_CHROMA[flavour.chroma]]
+        factors = [
+            cv2.IMWRITE_JPEG_QUALITY,
+            flavour.quality,
+            cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+            _RARE_CHROMA[flavour.chroma],
+        ]
         data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), factors)[1].tobytes()
         return data if flavour.markers else without_markers(data)
     picture = Image.fromarray(image if not flavour.gray else image[..., 1])
@@ -209,3 +214,41 @@ class Writer:
         if kind == RATIONAL:
             return struct.pack(f"{self.order}{len(values)}I", *values), len(values) // 2
         return struct.pack(f"{self.order}{len(values)}{_LETTERS[kind]}", *values), len(values)
+
+
+def philips_description(mpp: float, levels: int) -> str:
+    """The least of a Philips TIFF's XML that OpenSlide wants: the spacing of each level, in mm."""
+    parts = "".join(
+        '<DataObject ObjectType="PixelDataRepresentation"><Attribute Name="DICOM_PIXEL_SPACING">'
+        f'"{mpp * 2**n / 1000}" "{mpp * 2**n / 1000}"</Attribute></DataObject>'
+        for n in range(levels)
+    )
+    return (
+        '<?xml version="1.0" encoding="UTF-8" ?><DataObject ObjectType="DPUfsImport">'
+        '<Attribute Name="PIM_DP_SCANNED_IMAGES"><Array><DataObject ObjectType="DPScannedImage">'
+        '<Attribute Name="PIM_DP_IMAGE_TYPE">WSI</Attribute>'
+        f'<Attribute Name="DICOM_PIXEL_SPACING">"{mpp / 1000}" "{mpp / 1000}"</Attribute>'
+        f'<Attribute Name="PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE"><Array>{parts}</Array></Attribute>'
+        "</DataObject></Array></Attribute></DataObject>"
+    )
+
+
+def write_philips(
+    path: Path,
+    levels: Sequence[np.ndarray],
+    flavour: Flavour = Flavour(),
+    mpp: float = 0.5,
+    change: Change | None = None,
+) -> Path:
+    """As `write_jpeg_tiff`, with Philips' XML; lower levels are padded to whole tiles, and one more where the
+    level above is large enough."""
+    padded = [levels[0]]
+    for image in levels[1:]:
+        above, pad = padded[-1].shape, []
+        for axis, tile in enumerate(reversed(flavour.tile)):
+            more = -image.shape[axis] % tile
+            pad.append((0, more + tile if image.shape[axis] + more + tile <= above[axis] else more))
+        padded.append(np.pad(image, (*pad, (0, 0)), constant_values=90))
+    software = {**flavour.extra, 305: (ASCII, b"Philips DP v1.0\0")}
+    flavour = replace(flavour, extra=software)
+    return write_jpeg_tiff(path, padded, flavour, philips_description(mpp, len(levels)), mpp, change)

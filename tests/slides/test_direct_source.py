@@ -22,6 +22,7 @@ from tests.slides.jpeg_tiffs import (
     encode,
     tissue,
     write_jpeg_tiff,
+    write_philips,
 )
 from tests.slides.mutations import mutate
 from tests.slides.tiffs import halved, picture, write_tiff
@@ -99,12 +100,35 @@ def difference(
 
 @pytest.mark.parametrize("flavour", FLAVOURS.values(), ids=FLAVOURS.keys())
 @pytest.mark.parametrize("description", ["", APERIO], ids=["generic", "aperio"])
-def test_the_pixels_are_those_of_openslide(tmp_path: Path, image: np.ndarray, flavour: Flavour, description: str) -> None:
+def test_the_pixels_are_those_of_openslide(
+    tmp_path: Path, image: np.ndarray, flavour: Flavour, description: str
+) -> None:
     """Every way of storing a tile, aligned and unaligned patches, edges and overlaps: no difference at all."""
     path = write_jpeg_tiff(tmp_path / "a.tif", [image, halved(image)], flavour, description)
     odd = np.array([[1, 1], [333, 257], [WIDTH - 10, HEIGHT - 1], [0, 300], [500, 3]])
     assert difference(path, 96, 0.5, 0.3, odd).max() == 0
     assert difference(path, 64, 1.0, 0.0, 2 * odd // 2 * 2).max() == 0
+
+
+@pytest.mark.parametrize("missing", [False, True], ids=["whole", "sparse"])
+@pytest.mark.parametrize("tile", [(128, 128), (512, 512), (64, 96)])
+def test_philips(tmp_path: Path, missing: bool, tile: tuple[int, int]) -> None:
+    """Lower levels are stored with a padding, which is not of the slide; tiles outside of the scanned regions are not
+    stored. No difference."""
+
+    def without(number: int, tiles: list[bytes]) -> list[bytes]:
+        return [b"" if missing and i % 5 == 1 else stream for i, stream in enumerate(tiles)]
+
+    image = tissue(1200, 901)
+    levels = [image, halved(image), halved(halved(image))]
+    path = write_philips(tmp_path / "a.tiff", levels, Flavour(tile=tile), change=without)
+    source = direct(path)
+    assert source.info.format == "philips" and source.info.level_sizes == ((1200, 901), (600, 450), (300, 225))
+    odd = np.array([[1, 1], [1190, 900], [333, 257]])
+    assert difference(path, 96, 0.5, 0.3, odd).max() == 0
+    for spacing in (1.0, 2.0, 0.9):
+        assert difference(path, 50, spacing, 0.0, odd // 4 * 4).max() == 0
+    assert np.array_equal(source.overview(300), OpenSlideSource(path).overview(300))
 
 
 @pytest.mark.parametrize("size", [256, 128, 512])
@@ -171,7 +195,9 @@ def test_a_level_of_odd_size(tmp_path: Path) -> None:
     grid = geometry(source.info, 100, 2.0)
     assert grid.level == 1 and grid.resampling == "none"
     whole = np.empty((1, 256, 256, 3), np.uint8)
-    source.read(Geometry(256, 2.0, 1, grid.level_downsample, (256, 256), "none", 1, 1, 1, 1, 1, 1), grid.xy([0], [0]), whole)
+    source.read(
+        Geometry(256, 2.0, 1, grid.level_downsample, (256, 256), "none", 1, 1, 1, 1, 1, 1), grid.xy([0], [0]), whole
+    )
     out, _ = read(source, grid, grid.xy([1], [1]))
     assert np.array_equal(out[0], whole[0, 100:200, 100:200])
 
@@ -251,7 +277,9 @@ def test_the_overview_is_that_of_openslide(
     """Pixel for pixel, in one block or several."""
     monkeypatch.setattr("slides.openslide_source._BLOCK", block)
     beats: list[int] = []
-    assert np.array_equal(direct(slide).overview(max_px, lambda: beats.append(1)), OpenSlideSource(slide).overview(max_px))
+    assert np.array_equal(
+        direct(slide).overview(max_px, lambda: beats.append(1)), OpenSlideSource(slide).overview(max_px)
+    )
     assert len(beats) >= 4
 
 
@@ -317,7 +345,9 @@ def test_memory_is_bounded(tmp_path: Path, image: np.ndarray) -> None:
 def test_open_slides_share_their_cache(tmp_path: Path, image: np.ndarray) -> None:
     """Slides that are open together hold no more than one, do not mix, and leave nothing behind."""
     limit = 12 * 64 * 64 * 3
-    paths = [write_jpeg_tiff(tmp_path / f"{i}.tif", [tissue(WIDTH, HEIGHT, i)], Flavour(tile=(64, 64))) for i in range(3)]
+    paths = [
+        write_jpeg_tiff(tmp_path / f"{i}.tif", [tissue(WIDTH, HEIGHT, i)], Flavour(tile=(64, 64))) for i in range(3)
+    ]
     sources = [direct(path, cache_bytes=limit) for path in paths]
     grid = geometry(sources[0].info, 100, 0.5)
     xy = everywhere(grid)
