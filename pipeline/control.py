@@ -55,7 +55,7 @@ class Control:
             question = json.loads(body)
             verb = question["do"]
             handler = self._handlers[verb]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return {"ok": False, "said": f"not understood; known: {', '.join(sorted(self._handlers))}"}
         try:
             return {"ok": True, **handler(question)}
