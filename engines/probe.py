@@ -65,7 +65,8 @@ def probe(backends: tuple[str, ...] = BACKENDS, timeout_s: float = PROBE_S) -> P
         done = subprocess.run(
             command,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=timeout_s,
             env={**os.environ, "PYTHONPATH": path},
             check=False,
