@@ -1,7 +1,7 @@
 """How often a stored tile is decoded when several readers share a slide: a count, without a pixel or a clock.
 
     python -m benchmarks.decodes                      1 to 16 readers, batches of 32 and 64, tiles of 240 and 256 px
-    python -m benchmarks.decodes --slides 4           as many slides at once, in turns, as `slides.ahead` has it
+    python -m benchmarks.decodes --slides 4           so many slides, of which `--abreast` are read side by side (`slides.ahead`)
 
 What deals out the patches is the batcher's own code (`pipeline.dispatch`), what keeps decoded tiles is the readers' own
 (`slides.tile_cache`), with their default limit; readers take a random time for each lease, so that no order is kept by
@@ -40,6 +40,7 @@ class Sharing:
     tile: int
     slides: int = 1
     cache_mb: int = 64
+    abreast: int = 4
 
 
 def planned(patches: int, tissue: str) -> np.ndarray:
@@ -90,7 +91,7 @@ class Reader:
 def count(sharing: Sharing, corners: np.ndarray, seed: int = 0) -> float:
     """Decodes per tile over all slides, each of which has these patches."""
     rng = random.Random(seed)
-    schedule = Schedule(sharing.batch)
+    schedule = Schedule(sharing.batch, sharing.abreast)
     for number in range(sharing.slides):
         slide = SlideWork(number, str(number), "", {})
         slide.begin(corners.astype(np.int32))
@@ -113,7 +114,7 @@ def count(sharing: Sharing, corners: np.ndarray, seed: int = 0) -> float:
             lease.append((work.number, patches))
             return len(patches)
 
-        schedule.draw(False, sharing.batch, take)
+        schedule.draw(False, sharing.batch, take, f"reader-{number}")
         held[number].append(lease)
         after = max([now, *(at for at, other in done if other == number)])
         heapq.heappush(done, (after + rng.uniform(0.7, 1.3), number))
@@ -125,6 +126,7 @@ def main() -> int:
     parser = table.parser("decodes", __doc__.splitlines()[0])
     parser.add_argument("--patches", type=int, default=12_000, help="of each slide (default: %(default)s)")
     parser.add_argument("--slides", type=int, default=1, help="read in turns (default: %(default)s)")
+    parser.add_argument("--abreast", type=int, default=4, help="slides read side by side (default: %(default)s)")
     parser.add_argument("--cache-mb", type=int, default=64, help="of each reader (default: %(default)s)")
     parser.add_argument("--readers", type=int, nargs="+", default=[1, 2, 4, 8, 16], metavar="N")
     parser.add_argument("--tissue", nargs="+", choices=["wide", "pieces"], default=["wide", "pieces"])
@@ -135,7 +137,10 @@ def main() -> int:
         corners = planned(arguments.patches, tissue)
         for tile in (240, 256):
             for batch in (32, 64):
-                sharings = [Sharing(n, batch, tile, arguments.slides, arguments.cache_mb) for n in arguments.readers]
+                sharings = [
+                    Sharing(n, batch, tile, arguments.slides, arguments.cache_mb, arguments.abreast)
+                    for n in arguments.readers
+                ]
                 rows.append([f"{tissue}, tiles of {tile} px, batch {batch}", *(count(c, corners) for c in sharings)])
     table.emit(
         arguments.json,

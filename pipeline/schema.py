@@ -43,8 +43,11 @@ class Slides(Section):
         changes_results=True,
     )
     ahead: int = _key(
-        4, "Slides opened, masked and planned before their turn, so that no worker waits between slides.", ge=1, le=256
-    )
+        4,
+        "Slides read side by side, and as many opened, masked and planned before their turn, so that no worker waits "
+        "between slides.",
+        ge=1, le=256,
+    )  # fmt: skip
     overview_px: int = _key(
         2048, "Longest side of the overview from which the tissue mask is made, in pixels.",
         ge=256, le=8192, changes_results=True,

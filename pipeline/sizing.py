@@ -155,6 +155,7 @@ def memory_bound(
     """
     overview = config.slides.overview_px**2
     slides_held = config.slides.ahead + 1
+    under_way = 2 * config.slides.ahead + 1  # read side by side, waiting for their turn, and being written
     record = bytes_per_patch(classes)
     reader = (
         PROCESS_BYTES["reader"]
@@ -180,9 +181,9 @@ def memory_bound(
             f"tissue masks, {config.tissue.workers}",
             config.tissue.workers * (PROCESS_BYTES["tissue"] + overview * OVERVIEW_WORK_BYTES_PER_PIXEL),
         ),
-        ("batcher", PROCESS_BYTES["batcher"] + SLIDE_PATCHES * PLAN_BYTES_PER_PATCH * slides_held),
+        ("batcher", PROCESS_BYTES["batcher"] + SLIDE_PATCHES * PLAN_BYTES_PER_PATCH * under_way),
         (f"inference, {config.inference.workers}", config.inference.workers * inference),
-        ("aggregator", PROCESS_BYTES["aggregator"] + SLIDE_PATCHES * record * slides_held),
+        ("aggregator", PROCESS_BYTES["aggregator"] + SLIDE_PATCHES * record * under_way),
         (
             f"writers, {config.writer.workers}",
             config.writer.workers

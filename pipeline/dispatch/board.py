@@ -20,7 +20,7 @@ class DispatchSettings:
 
     batch: rows per slot. reserved: free slots kept for urgent batches. delay_*_ms: how long a batch's first row may wait for
     the others (hungry: while no inference worker has anything to do). floor: share of the rows that routine gets beside
-    urgent work. ahead: slides opened, masked and planned before their turn. window: records under way to the journal.
+    urgent work. ahead: slides read side by side, and as many opened, masked and planned before their turn. window: records under way to the journal.
     patience: seconds without a sign of life, per kind of worker, after which a worker is condemned. folder: of the
     unfinished slides (pipeline.rundir).
     """

@@ -51,7 +51,7 @@ class Dispatcher:
 
     def __init__(self, settings: DispatchSettings, boot: int):
         self._board = Board(settings, Leases(boot))
-        self._schedule = Schedule(settings.batch)
+        self._schedule = Schedule(settings.batch, settings.ahead)
         self._intake = Intake(self._board, self._schedule)
         self._records = Records(self._board, self._intake.settled)
         self._intake.use(self._records)
@@ -101,6 +101,7 @@ class Dispatcher:
         worker = self._board.leases.get(message.name, message.generation)
         if worker is None:
             return
+        self._schedule.leave(worker.name)
         # Last granted, first given back: pending patches keep their order.
         for lease in reversed(self._board.leases.leave(worker)):
             part = self._feed if lease.kind in ("fill", "run") else self._intake

@@ -76,7 +76,7 @@ class Feed:
             segments.append(Segment(slide.number, patches))
             return len(patches)
 
-        self._schedule.draw(urgent, self._board.settings.batch, take)
+        self._schedule.draw(urgent, self._board.settings.batch, take, reader)
         return Batch(tuple(segments), urgent)
 
     def _segment(self, segment: Segment) -> list:

@@ -112,9 +112,10 @@ class Intake:
             self._grant(reader, "open", slide, now)
 
     def _prepared(self) -> int:
-        """Slides that have, or will soon have, patches to be read."""
+        """Slides of which nothing has been read yet, but can be, or soon can."""
         preparing = (SlideState.OPENING, SlideState.MASKING, SlideState.BEGINNING)
-        return sum(1 for s in self._board.slides.values() if s.state in preparing or s.has_pending)
+        slides = self._board.slides.values()
+        return sum(1 for s in slides if s.state in preparing or (s.has_pending and not s.touched))
 
     def _leased(self, slide: SlideWork, kind: str) -> bool:
         return any(

@@ -55,7 +55,8 @@ class SlideWork:
     recorded: int = 0  # patches in records that the journal has not acknowledged
     inferred: int = 0
     failed: int = 0
-    deficit: int = 0  # pipeline.dispatch.schedule
+    touched: bool = False  # some of its patches have been leased
+    turn: int = 0  # pipeline.dispatch.schedule
     seconds: dict[str, float] = field(default_factory=dict)
     _order: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     _stretches: dict[str, tuple[int, int]] = field(default_factory=dict)  # by reader: from, to, in _order; never empty
@@ -93,6 +94,7 @@ class SlideWork:
     def take(self, count: int, reader: str = _NOBODY) -> np.ndarray:
         """At most `count` pending patches, int32, neighbours first, that go on where this reader was; those given back
         come before all others."""
+        self.touched = True
         if self._returned:
             part = self._returned.popleft()
             if len(part) > count:
