@@ -79,7 +79,9 @@ _TOLD = {
 }
 
 # Quarantined for one of these, a slide is tried again when it is delivered again: the copy may be what was wrong.
-_DELIVERY_HELPS = frozenset({Kind.VANISHED, Kind.SHARE_GONE, Kind.PERMISSION, Kind.READ_ERROR, Kind.CHANGED})
+_DELIVERY_HELPS = frozenset(
+    {Kind.VANISHED, Kind.SHARE_GONE, Kind.PERMISSION, Kind.READ_ERROR, Kind.CHANGED, Kind.BAD_NAME}
+)
 
 
 class NotAllowed(Exception):

@@ -1,0 +1,114 @@
+"""The section `service` of the configuration: what is watched, what is done with it, and how patiently."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.section import Section, Text, key
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+Patterns = Annotated[tuple[Text, ...], Field(max_length=256)]
+
+
+class WatchFolder(Section):
+    """One folder that scanners write to."""
+
+    path: Text = Field(description="The folder, an absolute path. Nothing in it is ever changed.")
+    urgency: Literal["stat", "routine"] = key("routine", "Class of its slides.")
+    routes: Annotated[tuple[Name, ...], Field(min_length=1, max_length=16)] = key(
+        ("default",), "What is done with its slides: names from service.routes; each makes results of its own."
+    )
+    patterns: Patterns = key(
+        ("*",), "Only files whose path below the folder fits one of these are slides; * stands for any text, also /."
+    )
+    ignore: Patterns = key((), "Files and folders whose path below the folder fits one of these are left alone.")
+    stat_patterns: Patterns = key(
+        (), 'Slides whose path below the folder fits one of these are stat, for example ["*frozen*"].'
+    )
+    stat_sidecar: Annotated[str, Field(pattern=r"^\.[A-Za-z0-9_.-]{1,31}$")] | None = key(
+        ".stat", "A file of the slide's full name and this ending, beside the slide, makes it stat; null: none does."
+    )
+    recursive: bool = key(True, "Folders within are searched, too.")
+    poll_s: float = key(5.0, "Pause between two looks into the folder, in seconds.", ge=0.05, le=3600)
+    settle_s: float = key(
+        10.0,
+        "A slide is taken when its size and time have not changed for so long, in seconds. More than the cache of "
+        "attributes of a network share (NFS: acregmax, 60 s) where the scanner writes with pauses.",
+        ge=0.1, le=86400,
+    )  # fmt: skip
+    series_settle_s: float = key(
+        60.0, "The same for slides of several files (DICOM, MIRAX, VMS), of which one may come late.", ge=0.1, le=86400
+    )
+    notify: Literal["auto", "never"] = key(
+        "auto",
+        "auto: where the file system tells of changes (local disks), they are looked at at once; never: only polls.",
+    )
+    follow_links: bool = key(
+        False, "Symbolic links are followed, also out of the folder; false: they are left alone, with a notice."
+    )
+    require_mount: bool = key(
+        False, "The folder counts as gone while nothing is mounted at it or above it (an unmounted share looks empty)."
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        if not os.path.isabs(value) or "\0" in value or ".." in value.split("/"):
+            raise ValueError("must be an absolute path without ..")
+        return os.path.normpath(value)
+
+
+class Route(Section):
+    """What is done with a slide: a model, and where its results go."""
+
+    name: Name = Field(description="Its name, as folders give it.")
+    model: Text | None = key(None, "Model directory; null: that of the configuration.")
+    out: Text = Field(description="Results folder; two routes cannot share one.")
+
+
+class Deadlines(Section):
+    """Time from the moment a slide is finished by its scanner to its complete result."""
+
+    stat: float | None = key(60.0, "Of stat slides, in seconds; null: none.", ge=1, le=604800)
+    routine: float | None = key(None, "Of routine slides, in seconds; null: none.", ge=1, le=604800)
+
+
+class Service(Section):
+    """The service that takes slides as they come off the scanner (slidestream serve)."""
+
+    watch: tuple[WatchFolder, ...] = key((), "The folders that are watched.", max_length=64)
+    routes: tuple[Route, ...] = key((), "The models and results folders that folders name.", max_length=64)
+    deadline_s: Deadlines = Field(Deadlines(), description=Deadlines.__doc__)
+    trials: int = key(2, "Slides that are checked and opened for trial at a time.", ge=1, le=64)
+    trial_timeout_s: float = key(60.0, "A trial that takes longer is ended, in seconds.", ge=1, le=3600)
+    give_up_s: float = key(
+        900.0,
+        "A slide that is at rest and still not whole after this time goes into quarantine, in seconds.",
+        ge=1, le=604800,
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        paths = [folder.path for folder in self.watch]
+        for path in paths:
+            if any(other != path and path.startswith(other.rstrip("/") + "/") for other in paths):
+                raise ValueError(f"watch: {path} lies within another watched folder")
+        if len(set(paths)) < len(paths):
+            raise ValueError("watch: a folder is named twice")
+        names = [route.name for route in self.routes]
+        if len(set(names)) < len(names):
+            raise ValueError("routes: a name is given twice")
+        outs = [os.path.abspath(route.out) for route in self.routes]
+        if len(set(outs)) < len(outs):
+            raise ValueError("routes: two routes write to one results folder")
+        for folder in self.watch:
+            for name in folder.routes:
+                if name not in names:
+                    raise ValueError(f"watch: {folder.path} names the route {name}, which service.routes does not have")
+        for out in outs:
+            if any(out == path or out.startswith(path.rstrip("/") + "/") for path in paths):
+                raise ValueError(f"routes: the results folder {out} lies within a watched folder")
+        return self
