@@ -1,6 +1,6 @@
 """What everybody writes: PyTorch's DataLoader over OpenSlide's read_region, and the network behind it.
 
-    python -m pipeline.bench_loader '{"slide": ..., "model": ..., "folded": ..., "batch": ..., ...}'
+    echo '{"slide": ..., "model": ..., "folded": ..., "batch": ..., ...}' | python -m pipeline.bench_loader
 
 The same patches and the same network as a run, one worker process a core. Where the model directory holds TorchScript
 (torchscript_model.pt) that is the network, on the GPU in half precision if there is one; else it is the folded model on
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 TORCHSCRIPT = "torchscript_model.pt"
+_WARM = 4  # batches
 
 
 def loader_alone(facts: dict[str, Any]) -> dict[str, Any]:
@@ -31,8 +32,8 @@ def loader_alone(facts: dict[str, Any]) -> dict[str, Any]:
             return {"skipped": "PyTorch is not installed"}
     except (ImportError, ValueError):
         return {"skipped": "PyTorch is not installed"}
-    command = [sys.executable, "-m", "pipeline.bench_loader", json.dumps(facts)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    command = [sys.executable, "-m", "pipeline.bench_loader"]
+    done = subprocess.run(command, input=json.dumps(facts), capture_output=True, text=True, check=False, timeout=600)
     if done.returncode:
         last = done.stderr.strip().splitlines()
         return {"skipped": f"the DataLoader failed: {last[-1] if last else done.returncode}"}
@@ -113,12 +114,12 @@ def _work(facts: dict[str, Any]) -> dict[str, Any]:
     xy = np.array(facts["xy"], np.int64)
     patches = Patches(facts["slide"], Geometry.from_dict(facts["geometry"]), xy, normalise)
     loader = DataLoader(patches, facts["batch"], num_workers=facts["cores"], pin_memory=torch.cuda.is_available())
-    done, began = 0, 0.0
-    for batch in loader:
+    done, began, warm = 0, 0.0, max(1, min(_WARM, len(loader) - 1))
+    for number, batch in enumerate(loader):
         infer(batch)
-        if not began:  # workers have started, the network is warm
+        if number == warm - 1:  # workers have started, the network is warm (TorchScript compiles at the second batch)
             began = time.perf_counter()
-        else:
+        elif began:
             done += len(batch)
     seconds = time.perf_counter() - began
     return {
@@ -130,4 +131,4 @@ def _work(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_work(json.loads(sys.argv[1]))))
+    print(json.dumps(_work(json.load(sys.stdin))))

@@ -38,7 +38,7 @@ from pipeline.machine import MIB, detect
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "models" / "demo-tumour"
 _TISSUE = 0.7
 _LOADER_PATCHES = 2048
-_MANY, _ONE, _READERS = "many slides", "one slide", "readers alone"
+_MANY, _ONE, READERS_ALONE = "many slides", "one slide", "readers alone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +97,10 @@ def run(args: argparse.Namespace) -> int:
                 runs.append(whole(args, _ONE, [one], scratch))
             record = runs[0].record
             if not folded.exists():
-                _prepare(args, folded)
+                prepare_model(args.model or DEMO_MODEL, folded)
             engine.append(alone(record, folded, args.seconds))
-            runs.append(whole(args, _READERS, many, scratch, nothing(record["configuration"])))
-        facts = _loader_facts(runs[0].record, many[0], args, folded)
+            runs.append(whole(args, READERS_ALONE, many, scratch, nothing(record["configuration"])))
+        facts = loader_facts(runs[0].record, many[0], args.model or DEMO_MODEL, folded)
         loader = {"skipped": "left out"} if args.no_loader else loader_alone(facts)
     record = summarise(args, runs, engine, loader, before)
     print(json.dumps(record, indent=2) if args.json else text(record))
@@ -174,7 +174,7 @@ def whole(args: argparse.Namespace, what: str, slides: list[Path], scratch: Path
         last = "\n".join(done.stdout.splitlines()[-8:])
         raise RuntimeError(f"{what}: slidestream run ended with code {done.returncode}:\n{last}")
     record = json.loads((out / "run.json").read_text())
-    began, finished = _times(out / "slidestream.log")
+    began, finished = times(out / "slidestream.log")
     first = record["first_result_s"] or 0.0
     steady = max(1e-3, finished - began - first)
     inference = record["stages"]["inference"]
@@ -192,7 +192,7 @@ def whole(args: argparse.Namespace, what: str, slides: list[Path], scratch: Path
     )
 
 
-def _times(log: Path) -> tuple[float, float]:
+def times(log: Path) -> tuple[float, float]:
     """When a run started and when its last slide was complete, in seconds since the epoch."""
     began = finished = 0.0
     for line in log.read_text().splitlines():
@@ -204,14 +204,16 @@ def _times(log: Path) -> tuple[float, float]:
     return began, finished
 
 
-def _prepare(args: argparse.Namespace, folded: Path) -> None:
+def prepare_model(model: Path, folded: Path) -> None:
     from engines.check import prepare
     from engines.model import load_model
 
-    prepare(load_model(args.model or DEMO_MODEL), folded)
+    prepare(load_model(model), folded)
 
 
-def _loader_facts(record: dict[str, Any], slide: Path, args: argparse.Namespace, folded: Path) -> dict[str, Any]:
+def loader_facts(
+    record: dict[str, Any], slide: Path, model: Path, folded: Path, patches: int = _LOADER_PATCHES
+) -> dict[str, Any]:
     """Patches from the middle of a slide, in the order of a plan."""
     import numpy as np
 
@@ -226,15 +228,15 @@ def _loader_facts(record: dict[str, Any], slide: Path, args: argparse.Namespace,
     finally:
         source.close()
     xy = grid.xy(everything.columns, everything.rows)
-    start = max(0, (len(xy) - _LOADER_PATCHES) // 2)
+    start = max(0, (len(xy) - patches) // 2)
     return {
         "slide": str(slide),
-        "model": str(args.model or DEMO_MODEL),
+        "model": str(model),
         "folded": str(folded),
         "batch": record["configuration"]["batcher"]["batch"],
         "cores": detect().cores,
         "geometry": grid.to_dict(),
-        "xy": xy[start : start + _LOADER_PATCHES].tolist(),
+        "xy": xy[start : start + patches].tolist(),
     }
 
 
@@ -250,14 +252,14 @@ def summarise(
         values = [getattr(ran, figure) for ran in runs if ran.what == what]
         return statistics.median(values) if values else None
 
-    per_s = {what: median(what, "per_s") for what in (_MANY, _ONE, _READERS)}
+    per_s = {what: median(what, "per_s") for what in (_MANY, _ONE, READERS_ALONE)}
     per_s["engine alone"] = statistics.median(engine)
     per_s["DataLoader"] = loader.get("patches_per_s")
     record = runs[0].record
     configuration = record["configuration"]
     on_cores = record["engine"].get("provider") == "CPUExecutionProvider"
-    limit = min(per_s["engine alone"], per_s[_READERS])
-    shared = 1 / (1 / per_s["engine alone"] + 1 / per_s[_READERS]) if on_cores else None
+    limit = min(per_s["engine alone"], per_s[READERS_ALONE])
+    shared = 1 / (1 / per_s["engine alone"] + 1 / per_s[READERS_ALONE]) if on_cores else None
     rounds = []
     for ran in runs:
         values = {name: value for name, value in asdict(ran).items() if name != "record"}
@@ -281,7 +283,7 @@ def summarise(
         "engine_needs": {w: per_s[w] / per_s["engine alone"] for w in (_MANY, _ONE) if per_s[w]},
         "ratios": {
             "many slides to the engine alone": per_s[_MANY] / per_s["engine alone"],
-            "many slides to the readers alone": per_s[_MANY] / per_s[_READERS],
+            "many slides to the readers alone": per_s[_MANY] / per_s[READERS_ALONE],
             "many slides to the shared limit": per_s[_MANY] / shared if shared else None,
             "many slides to one": per_s[_MANY] / per_s[_ONE] if per_s[_ONE] else None,
             "many slides to the DataLoader": per_s[_MANY] / per_s["DataLoader"] if per_s["DataLoader"] else None,
@@ -293,8 +295,8 @@ def summarise(
 def _bottleneck(reached: float, limit: float, shared: float | None, per_s: dict[str, float | None]) -> str:
     """In words, by which of the parts alone is hardly faster than the whole."""
     if shared is not None:
-        part = "engine" if per_s["engine alone"] < per_s[_READERS] else "readers"  # type: ignore[operator]
-        share = shared / min(per_s["engine alone"], per_s[_READERS])  # type: ignore[type-var]
+        part = "engine" if per_s["engine alone"] < per_s[READERS_ALONE] else "readers"  # type: ignore[operator]
+        share = shared / min(per_s["engine alone"], per_s[READERS_ALONE])  # type: ignore[type-var]
         return (
             f"the cores: engine and readers share them ({reached / shared:.0%} of what both can do together); "
             f"{share:.0%} of the time goes to the {part}"
@@ -322,7 +324,7 @@ def text(record: dict[str, Any]) -> str:
     ]
     alone = record["patches_per_s"]["engine alone"]
     for ran in record["runs"]:
-        needs = "-" if ran["what"] == _READERS else f"{ran['per_s'] / alone:.0%}"
+        needs = "-" if ran["what"] == READERS_ALONE else f"{ran['per_s'] / alone:.0%}"
         lines.append(
             f"{ran['what']:16}{ran['patches']:>9,}{ran['per_s']:>11,.0f}{ran['patches'] / ran['whole_s']:>11,.0f}"
             f"{ran['first_result_s']:>9.2f}{ran['cpu_ms_per_patch']:>13.2f}{needs:>14}{ran['holding']:>12.0%}"
