@@ -4,6 +4,7 @@ faster on this GPU. What was measured, and why it was chosen, is told and kept i
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -34,6 +35,12 @@ class Trial:
     bound: float = BOUND
     seconds: float = _SECONDS
     contexts: int = 2
+    others: tuple[Trial, ...] = ()
+    """The same at the other patch sizes that engines are built for. All must pass; the speed is that of the first."""
+
+    @property
+    def patch_px(self) -> int:
+        return int(self.patches.shape[1])
 
     def verify(self, engine: Engine, batch: int) -> Verification:
         found = run(engine.contexts(1), self.patches, batch)
@@ -49,27 +56,62 @@ class Tried:
     speed: float
 
 
-Opener = Callable[[Entry], Engine]
-"""Opens an engine that may not have been verified yet."""
+Opener = Callable[[Entry, int], Engine]
+"""Opens an engine that may not have been verified yet, for patches of so many px."""
 
 
 def check(entry: Entry, trial: Trial, gpu: Gpu, opened: Opener) -> Tried:
-    """Verifies and times an engine and keeps what was found in its sidecar. Raises EngineError, OSError."""
+    """Verifies and times an engine, at every patch size of `trial`, and keeps what was found in its sidecar.
+
+    What counts is the worst of the sizes. Raises EngineError, OSError.
+    """
     if entry.identity is None:
         raise EngineError(f"{entry.plan}: {entry.problem}")
-    batch = max(profile["maximum"] for profile in entry.identity.profiles)
-    engine = opened(entry)
+    lacking = {profile["patch_px"] for profile in entry.identity.profiles} - {
+        part.patch_px for part in (trial, *trial.others)
+    }
+    if lacking:
+        raise EngineError(f"{entry.plan}: nothing to verify it with at {', '.join(map(str, sorted(lacking)))} px")
+    sizes = []
+    worst: Verification | None = None
+    for part in (trial, *trial.others):
+        found, numbers = _try(entry, part, opened)
+        sizes.append({"patch_px": part.patch_px, **numbers})
+        if trial.others and found.reason:
+            found = replace(found, reason=f"{part.patch_px} px: {found.reason}")
+        if worst is None or _badness(found) > _badness(worst):
+            worst = found
+    record = {
+        **worst.to_dict(),
+        **{name: sizes[0][name] for name in ("patches_per_s", "batch", "context_mib", "driver")},
+    }
+    record["contexts"] = trial.contexts
+    record["when"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    record["sizes"] = sizes
+    return Tried(record_verification(entry, gpu, record), worst, sizes[0]["patches_per_s"])
+
+
+def _try(entry: Entry, trial: Trial, opened: Opener) -> tuple[Verification, dict[str, Any]]:
+    profiles = entry.identity.profiles if entry.identity else []
+    batch = max((profile["maximum"] for profile in profiles if profile["patch_px"] == trial.patch_px), default=1)
+    engine = opened(entry, trial.patch_px)
     try:
         found = trial.verify(engine, batch)
         speed = measure(engine, trial.patches, batch, trial.contexts, trial.seconds) if found.passed else 0.0
         about = engine.describe()
     finally:
         engine.close()
-    record = {**found.to_dict(), "patches_per_s": round(speed, 1), "batch": batch, "contexts": trial.contexts}
-    record["when"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    record["driver"] = about.get("driver", "")
-    record["context_mib"] = about.get("context_mib")
-    return Tried(record_verification(entry, gpu, record), found, speed)
+    return found, {
+        "loss": found.loss,
+        "patches_per_s": round(speed, 1),
+        "batch": batch,
+        "context_mib": about.get("context_mib"),
+        "driver": about.get("driver", ""),
+    }
+
+
+def _badness(found: Verification) -> tuple[bool, float]:
+    return not found.passed, math.inf if found.loss is None else found.loss
 
 
 def choose(

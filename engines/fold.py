@@ -42,10 +42,11 @@ DATA_SUFFIX = ".data"
 _EXPORT = 'export it with dynamic_axes={"input": {0: "batch"}}: see docs/models.md'
 
 
-def fold(model: Model) -> onnx.ModelProto:
+def fold(model: Model, *, any_size: bool = False) -> onnx.ModelProto:
     """The folded graph of `model`: "patches" uint8 (N, P, P, 3) -> "probabilities" float32 (N, C).
 
-    Raises ModelError: model.onnx cannot be parsed, or its input or output is not what config.json says.
+    `any_size`: for square patches of any P, where the network takes them; else for the model's own alone. Raises
+    ModelError: model.onnx cannot be parsed, its input or output is not what config.json says, or it takes one size only.
     """
     path = model.onnx_path
     proto = _load(path)
@@ -54,6 +55,8 @@ def fold(model: Model) -> onnx.ModelProto:
     weights = {tensor.name for tensor in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
     inputs = [value for value in graph.input if value.name not in weights]
     _check_input(inputs, model)
+    if any_size:
+        _check_any_size(inputs[0], model)
     _check_output(list(graph.output), model)
 
     # The outer names are ours; a network that uses them inside gives way.
@@ -69,9 +72,9 @@ def fold(model: Model) -> onnx.ModelProto:
     del graph.node[:]
     graph.node.extend(nodes)
     graph.initializer.extend(constants)
-    side = model.patch_px
+    height, width = ("height", "width") if any_size else (model.patch_px, model.patch_px)
     del graph.input[:], graph.output[:]
-    graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", side, side, 3]))
+    graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", height, width, 3]))
     graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", len(model.classes)]))
     # Before IR 4 every weight had to be listed as an input, where engines must treat it as changeable.
     proto.ir_version = max(proto.ir_version, MIN_IR)
@@ -219,6 +222,16 @@ def _check_input(inputs: list[onnx.ValueInfoProto], model: Model) -> None:
                 f"input {name} is {_show(shape)}, but {model.config_path.name} makes it {_show(expected)}",
                 "set patch_size_pixels and transform Resize to what the network was trained on",
             )
+
+
+def _check_any_size(value: onnx.ValueInfoProto, model: Model) -> None:
+    remedy = f"build for its own {model.patch_px} px alone"
+    if model.transform.resize is not None:
+        raise ModelError(model.config_path, "transform Resize brings patches of one size to another", remedy)
+    shape = _shape(value.type.tensor_type)
+    if shape is not None and any(isinstance(length, int) for length in shape[2:]):
+        problem = f"input {value.name} is {_show(shape)}: it takes patches of one size"
+        raise ModelError(model.onnx_path, problem, f"export it with free height and width, or {remedy}")
 
 
 def _check_output(outputs: list[onnx.ValueInfoProto], model: Model) -> None:

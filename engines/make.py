@@ -56,6 +56,11 @@ class Order:
     quantised: tuple[str, ...] = QUANTISABLE
     """Operators that int8 may quantise."""
 
+    def folded(self) -> Any:
+        """The graph for its patch sizes, in float32. Raises ModelError."""
+        sizes = {profile.patch_px for profile in self.profiles}
+        return fold(self.model, any_size=sizes != {self.model.patch_px})
+
     def identity(self, graph: str) -> Identity:
         """`graph` is the sha256 of the folded graph."""
         return identity(
@@ -88,7 +93,7 @@ class Maker:
 
     def find(self, order: Order) -> Entry | str:
         """The engine that was ordered, or in words why there is none."""
-        wanted = order.identity(graph_sha256(fold(order.model)))
+        wanted = order.identity(graph_sha256(order.folded()))
         entry = self.cache.find(wanted)
         if entry is None:
             return self.cache.why_not(wanted)
@@ -97,7 +102,7 @@ class Maker:
     def make(self, order: Order, *, rebuild: bool = False) -> Entry:
         """The engine that was ordered, built where it is not there. Raises ModelError, EngineError, BuildCanceled."""
         target(order.flavour, order.options, order.gpu)  # raises before the long work
-        graph = fold(order.model)
+        graph = order.folded()
         sha256 = graph_sha256(graph)
         wanted = order.identity(sha256)
         entry = None if rebuild else self.cache.find(wanted)

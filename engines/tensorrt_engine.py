@@ -121,7 +121,8 @@ class TensorRTNetwork:
                 raise EngineError(f"no execution context: {self._told.problem('TensorRT gave no reason')}")
             if self._profile and not context.set_optimization_profile_async(self._profile, stream):
                 raise EngineError(f"profile {self._profile} refused: {self._told.problem('TensorRT gave no reason')}")
-        return _Execution(context, source, target, tuple(self._engine.get_tensor_shape(INPUT))[1:], self)
+        side = self._identity.profiles[self._profile]["patch_px"]
+        return _Execution(context, source, target, (side, side, 3), self)
 
     def warmed(self) -> None:
         """Keeps the kernels that were compiled, where there are new ones."""

@@ -43,7 +43,9 @@ def add_parser(verbs: Any) -> None:
         default="auto",
         help="auto tries (default: %(default)s)",
     )
-    build.add_argument("--patch", type=_numbers, metavar="PX,...", help="patch sizes (default: the model's)")
+    build.add_argument(
+        "--patch", type=_numbers, metavar="PX,...", help="patch sizes, each a profile (default: the model's)"
+    )
     build.add_argument(
         "--batch", type=_batch, default=_BATCHES, metavar="MIN/OPT/MAX",
         help="batches it takes (default: 1/64/128); aoti is compiled for MAX alone",
@@ -115,10 +117,12 @@ class _Job:
         self.config: Config = config_of(args)
         self.model: Model = load_model(args.model or model_directory(self.config))
         self.sizes = tuple(args.patch or (self.model.patch_px,))
-        if self.sizes != (self.model.patch_px,):
+        if self.model.patch_px not in self.sizes or len(set(self.sizes)) < len(self.sizes):
             raise ConfigError(
-                f"--patch: {self.model.name} takes patches of {self.model.patch_px} px; name that size alone"
+                f"--patch: {self.model.name} takes patches of {self.model.patch_px} px; name that size, once, and others"
             )
+        if args.backend != "tensorrt" and len(self.sizes) > 1:
+            raise ConfigError("--patch: packages of aoti are for one size; --backend tensorrt takes several")
         self.profiles: tuple[Profile, ...] = _profiles(self.sizes, args.batch)
         self.cache: EngineCache = cache_of(args)
         self.threads = detect().cores
@@ -135,7 +139,7 @@ class _Job:
 
     @cached_property
     def trial(self) -> Trial:
-        return self.trials.trial(self.where)
+        return self.trials.trial(self.where, self.sizes)
 
     def measuring(self, option: str) -> Gpu:
         """The GPU to measure on. Raises ConfigError where `option` has none, or nothing to verify with."""
@@ -245,7 +249,9 @@ def _finish(entry: Entry, gpu: Gpu | None) -> int:
         from engines.verify import Verification
 
         tell(f"{'verified' if found['passed'] else 'NOT RIGHT'}: {Verification.from_dict(found).show()}")
-        tell(f"GPU memory: {_plan_mib(entry)} MiB for the engine, {found['context_mib']} MiB for each context")
+        tell(f"GPU memory: {_plan_mib(entry)} MiB for the engine, and for each context")
+        for size in found.get("sizes", []):
+            tell(f"    {size['patch_px']} px, batches of up to {size['batch']}: {size['context_mib']} MiB")
         if not found["passed"]:
             return 1
     print(entry.plan)

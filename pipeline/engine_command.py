@@ -119,7 +119,8 @@ def _verify(args: argparse.Namespace) -> int:
     device = Cuda()
     gpu = device.gpu
     device.close()
-    trial = TrialMaker(model, config, args, detect().cores, tell).trial(args.verify_on)
+    sizes = [profile["patch_px"] for profile in entry.identity.profiles]
+    trial = TrialMaker(model, config, args, detect().cores, tell).trial(args.verify_on, sizes)
     found = check(entry, trial, gpu, opened).verification
     print(f"{'right' if found.passed else 'NOT RIGHT'}: {found.show()}")
     return 0 if found.passed else 1

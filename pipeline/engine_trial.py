@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,56 +35,66 @@ class TrialMaker:
         self._model, self._config, self._args = model, config, args
         self._tell, self._threads = tell, threads
         self._folder = tempfile.TemporaryDirectory(prefix="slidestream-")
-        self._engine: Engine | None = None
+        self._engines: dict[int, Engine] = {}
 
     def score(self, patches: np.ndarray) -> np.ndarray:
-        """Probabilities by the reference. Raises ModelError, EngineError."""
-        if self._engine is None:
-            folded = Path(self._folder.name) / "folded.onnx"
-            prepare(self._model, folded)
-            self._engine = open_engine(
+        """Probabilities of uint8 (n, P, P, 3) by the reference. Raises ModelError, EngineError."""
+        patch_px = int(patches.shape[1])
+        engine = self._engines.get(patch_px)
+        if engine is None:
+            folded = Path(self._folder.name) / f"folded-{patch_px}.onnx"
+            prepare(replace(self._model, patch_px=patch_px), folded)
+            engine = self._engines[patch_px] = open_engine(
                 "onnx",
                 folded,
                 classes=len(self._model.classes),
-                patch_px=self._model.patch_px,
+                patch_px=patch_px,
                 threads=self._threads,
                 max_batch=_BATCH,
             )
-        return run(self._engine.contexts(1), patches, _BATCH)
+        return run(engine.contexts(1), patches, _BATCH)
 
     def calibration(self, inputs: Sequence[Path]) -> Patches:
         """Tissue to calibrate with, over the slides and the range of scores."""
         self._tell(f"calibration: choosing {WANTED} patches")
         return sample(inputs, self._model, self._config, WANTED, self._args.seed, score=self.score, tell=self._tell)
 
-    def trial(self, inputs: Sequence[Path]) -> Trial:
-        """Patches other than those of `calibration` (another seed), the labelled ones, and the reference's answers."""
+    def trial(self, inputs: Sequence[Path], sizes: Sequence[int]) -> Trial:
+        """Patches other than those of `calibration` (another seed), the labelled ones, and the reference's answers.
+
+        At each of the patch sizes, the model's own first.
+        """
+        first, *others = sorted(set(sizes), key=lambda size: (size != self._model.patch_px, size))
+        return replace(self._at(inputs, first), others=tuple(self._at(inputs, size) for size in others))
+
+    def _at(self, inputs: Sequence[Path], patch_px: int) -> Trial:
+        model = replace(self._model, patch_px=patch_px)
         parts: list[Patches] = []
         labels: list[np.ndarray] = []
         if inputs:
             seed = self._args.seed + 1000
-            parts.append(sample(inputs, self._model, self._config, self._args.patches, seed, tell=self._tell))
+            parts.append(sample(inputs, model, self._config, self._args.patches, seed, tell=self._tell))
             labels.append(np.full(len(parts[0]), -1))
         if self._args.labelled:
             positive = self._args.positive or self._model.classes[-1]
-            found, truth = read_labelled(self._args.labelled, self._model.patch_px, positive)
+            found, truth = read_labelled(self._args.labelled, patch_px, positive)
             parts.append(found)
             labels.append(truth)
         patches = join(parts)
-        self._tell(f"reference: ONNX Runtime on {len(patches)} patches")
+        self._tell(f"reference: ONNX Runtime on {len(patches)} patches of {patch_px} px")
         reference = self.score(patches.pixels)
         known = np.concatenate(labels) if self._args.labelled else None
         return Trial(patches.pixels, reference, known, bound=self._args.bound)
 
 
-def opened(entry: Entry) -> Engine:
+def opened(entry: Entry, patch_px: int) -> Engine:
     """An engine that may not have been verified, on the first GPU. Raises EngineError. See engines.choose.Opener."""
     if entry.identity is None:
         raise EngineError(f"{entry.plan}: {entry.problem}; build it again")
     return open_plan(
         entry.plan,
         classes=entry.identity.classes,
-        patch_px=entry.identity.profiles[0]["patch_px"],
-        max_batch=max(profile["maximum"] for profile in entry.identity.profiles),
+        patch_px=patch_px,
+        max_batch=max((p["maximum"] for p in entry.identity.profiles if p["patch_px"] == patch_px), default=1),
         unverified=True,
     )

@@ -17,6 +17,7 @@ from engines.model import load_model
 from tests.engines.tiny import tiny_config
 
 SIDE = 32
+FREE = ("height", "width")
 CHANNELS = 32
 
 
@@ -47,15 +48,17 @@ class Net:
         self.nodes.append(helper.make_node(kind, inputs, [output], name=f"node.{output}", **attributes))
         return output
 
-    def model(self, folder: Path, classes: int = 2, opset: int = 17) -> Path:
-        """A model directory; the network goes from "input" to "logits"."""
+    def model(
+        self, folder: Path, classes: int = 2, opset: int = 17, sides: tuple[int | str, ...] = (SIDE, SIDE)
+    ) -> Path:
+        """A model directory; the network goes from "input" to "logits". `sides` may be names: free height and width."""
         folder.mkdir(parents=True, exist_ok=True)
         names = [f"class {i}" for i in range(classes)]
         (folder / "config.json").write_text(json.dumps(tiny_config(classes=names, patch_px=SIDE)))
         graph = helper.make_graph(
             self.nodes,
             "net",
-            [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])],
+            [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, *sides])],
             [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])],
             self.weights,
         )
@@ -106,8 +109,8 @@ def mixed(folder: Path, opset: int = 17) -> Path:
     return net.model(folder, opset=opset)
 
 
-def convolutions(folder: Path) -> Path:
-    """Only two convolutions, a mean and a product."""
+def convolutions(folder: Path, sides: tuple[int | str, ...] = (SIDE, SIDE)) -> Path:
+    """Only two convolutions, a mean and a product; takes patches of any size where `sides` are names."""
     net = Net()
     x = net.node("Relu", [net.node("Conv", ["input", net.random("w0", CHANNELS, 3, 4, 4)], "c0", strides=[4, 4])], "r0")
     x = net.node("Relu", [net.node("Conv", [x, net.random("w1", CHANNELS, CHANNELS, 3, 3)], "c1", pads=[1] * 4)], "r1")
@@ -115,7 +118,7 @@ def convolutions(folder: Path) -> Path:
     net.node(
         "Gemm", [x, net.weight("wh", net.rng.normal(0, 2, (CHANNELS, 2))), net.weight("bh", np.zeros(2))], "logits"
     )
-    return net.model(folder)
+    return net.model(folder, sides=sides)
 
 
 def dense(folder: Path) -> Path:
@@ -205,8 +208,8 @@ def deep(folder: Path, layers: int) -> Path:
     return net.model(folder)
 
 
-def folded(directory: Path) -> onnx.ModelProto:
-    return fold(load_model(directory))
+def folded(directory: Path, *, any_size: bool = False) -> onnx.ModelProto:
+    return fold(load_model(directory), any_size=any_size)
 
 
 def noise(n: int, seed: int = 0) -> np.ndarray:

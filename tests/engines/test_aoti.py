@@ -132,7 +132,7 @@ def test_verified_engine_runs(models, built, tmp_path):
         opened(entry)
     patches = realistic_patches(12, 48)
     expected = reference(model, patches, tmp_path)
-    tried = check(entry, Trial(patches, expected, seconds=0.02), HOST, lambda e: opened(e, unverified=True))
+    tried = check(entry, Trial(patches, expected, seconds=0.02), HOST, lambda e, px: opened(e, unverified=True))
     assert tried.verification.passed and tried.verification.max_difference < 1e-5 and tried.speed > 0
     engine = opened(tried.entry)
     try:
@@ -220,11 +220,11 @@ def test_precision_is_chosen(models, built, tmp_path, monkeypatch):
     patches = realistic_patches(12, 48)
     trial = Trial(patches, reference(models["torchscript"], patches, tmp_path), seconds=0.02)
     tried = (models["torchscript"], BATCH, HOST)
-    best, reasons = maker.choose(*tried, trial, lambda e: opened(e, unverified=True))
+    best, reasons = maker.choose(*tried, trial, lambda e, px: opened(e, unverified=True))
     assert reasons[-1] == "chosen: fp16" and best.record["choice"]["reasons"] == reasons
     wrong = Trial(patches, 1.0 - trial.reference, seconds=0.02)
     with pytest.raises(EngineError, match="no engine is right: fp16: .*; fp32: "):
-        maker.choose(*tried, wrong, lambda e: opened(e, unverified=True))
+        maker.choose(*tried, wrong, lambda e, px: opened(e, unverified=True))
 
 
 def test_fastest(built, tmp_path):
@@ -278,7 +278,7 @@ def test_on_a_gpu(models, tmp_path):
         return open_aoti(entry.plan, classes=2, patch_px=48, max_batch=BATCH, **options)
 
     entry = AotiMaker(EngineCache(tmp_path / "engines")).make(model, "fp16", BATCH, gpu)
-    tried = check(entry, Trial(patches, expected, seconds=0.1), gpu, lambda e: on_gpu(e, unverified=True))
+    tried = check(entry, Trial(patches, expected, seconds=0.1), gpu, lambda e, px: on_gpu(e, unverified=True))
     assert tried.verification.passed and tried.verification.max_difference < 3e-3
     engine = on_gpu(tried.entry)
     try:

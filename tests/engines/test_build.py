@@ -16,7 +16,7 @@ from engines.flavour import Flavour
 from engines.precision import to_half
 from engines.quantize import PRODUCTS, QUANTISABLE, WITHOUT_CONVOLUTIONS, calibrate, quantise
 from engines.recipe import BuildOptions, Profile
-from tests.engines.nets import SIDE, convolutions, dense, flavour, folded, mixed, noise, products, transformer
+from tests.engines.nets import FREE, SIDE, convolutions, dense, flavour, folded, mixed, noise, products, transformer
 
 PROFILE = [Profile(SIDE, 1, 4, 8)]
 
@@ -129,6 +129,24 @@ def test_several_profiles_of_one_size_are_taken(trt: Flavour, tmp_path: Path) ->
     """A small and a large batch may each have kernels of their own."""
     profiles = [Profile(SIDE, 1, 1, 1), Profile(SIDE, 1, 8, 16)]
     assert build(folded(convolutions(tmp_path)), "fp32", profiles, BuildOptions(), trt).plan
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_network_of_any_size_has_a_profile_for_each(trt: Flavour, tmp_path: Path, precision: str) -> None:
+    """One engine for patches of several sizes, each with batches of its own."""
+    graph = folded(convolutions(tmp_path, FREE), any_size=True)
+    if precision == "int8":
+        graph = quantise(graph, calibrate(graph, noise(8), tmp_path, threads=1))
+    graph = graph if precision == "fp32" else to_half(graph)
+    profiles = [Profile(SIDE, 1, 4, 8), Profile(2 * SIDE, 1, 2, 4)]
+    try:
+        built = build(graph, precision, profiles, BuildOptions(), trt)
+    except EngineError as error:
+        if precision == "int8" and "Myelin" in str(error):
+            pytest.skip(f"{trt.name} {trt.version} does not build int8 without a GPU: {error}")
+        raise
+    expected = {"fp32": {"fp32": 3}, "fp16": {"fp16": 3}, "int8": {"fp16": 2, "int8": 1}}
+    assert built.census.compute == expected[precision] and len(built.plan) > 1000
 
 
 def test_a_profile_of_another_size_is_refused(trt: Flavour, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from engines.build import Built
 from engines.cache import EngineCache, Entry
 from engines.calibration import Patches
 from engines.census import Census
-from engines.choose import Trial, choose, measure
+from engines.choose import Trial, check, choose, measure
 from engines.errors import EngineError
 from engines.gpu_engine import GpuEngine
 from engines.make import Maker, Order
@@ -21,7 +21,7 @@ from engines.model import load_model
 from engines.quantize import PRODUCTS
 from engines.recipe import BuildOptions, Profile
 from tests.engines.fake_gpu import GPU, FakeDevice, FakeNetwork
-from tests.engines.nets import SIDE, convolutions, mixed, noise
+from tests.engines.nets import FREE, SIDE, convolutions, mixed, noise
 from tests.engines.test_cache import RTX
 
 BATCH = 8
@@ -59,7 +59,7 @@ class World:
             raise EngineError(problem)
         return Built(f"{precision} {quantised}".encode(), Census({}, {}), (), 0.1)
 
-    def opened(self, entry: Entry) -> GpuEngine:
+    def opened(self, entry: Entry, patch_px: int) -> GpuEngine:
         precision = entry.identity.precision
         device = FakeDevice()
 
@@ -71,8 +71,8 @@ class World:
             out[:, 1] -= self.errors[precision]
             return out
 
-        network = FakeNetwork(device, function, patch_px=SIDE)
-        return GpuEngine("fake", device, network, classes=2, patch_px=SIDE, max_batch=BATCH)
+        network = FakeNetwork(device, function, patch_px=patch_px)
+        return GpuEngine("fake", device, network, classes=2, patch_px=patch_px, max_batch=BATCH)
 
     def choose(self) -> tuple[Entry, list[str]]:
         return choose(self.maker, self.order, self.trial, GPU, self.opened)
@@ -193,6 +193,26 @@ def test_int8_of_convolutions_alone_has_no_way_round(tmp_path: Path, monkeypatch
         w.maker.make_int8(replace(w.order, model=model, precision="int8"))
     with pytest.raises(EngineError, match="no wide MatMul or Gemm"):
         w.maker.make_int8(replace(w.order, model=model, precision="int8", quantised=PRODUCTS))
+
+
+def test_an_engine_is_tried_at_every_patch_size(tmp_path: Path, monkeypatch) -> None:
+    """The worst counts and says at which size; the speed is that of the first; a size that nobody tries is refused."""
+    w = world(tmp_path, monkeypatch, fp16=0.001)
+    model = load_model(convolutions(tmp_path / "any", FREE))
+    profiles = (Profile(SIDE, 1, 4, BATCH), Profile(64, 1, 2, 4))
+    entry = w.maker.make(replace(w.order, model=model, precision="fp16", profiles=profiles))
+    with pytest.raises(EngineError, match="nothing to verify it with at 64 px"):
+        check(entry, w.trial, GPU, w.opened)
+    large = np.random.default_rng(1).integers(0, 256, (300, 64, 64, 3), np.uint8)
+    good = replace(w.trial, patches=large, reference=truth(large).astype(np.float32))
+    tried = check(entry, replace(w.trial, others=(good,)), GPU, w.opened)
+    sizes = tried.entry.verification(GPU)["sizes"]
+    assert tried.verification.passed and [(s["patch_px"], s["batch"]) for s in sizes] == [(SIDE, BATCH), (64, 4)]
+    assert tried.speed == sizes[0]["patches_per_s"] > 0
+    bad = replace(good, reference=1 - good.reference)
+    tried = check(entry, replace(w.trial, others=(bad,)), GPU, w.opened)
+    assert not tried.verification.passed and tried.verification.reason.startswith("64 px: its loss is")
+    assert tried.entry.verification(GPU)["passed"] is False
 
 
 def test_speed_is_of_full_batches_over_all_contexts() -> None:

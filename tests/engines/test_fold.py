@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,31 @@ def test_a_resize_to_the_same_size_adds_nothing(tmp_path: Path) -> None:
     assert "MatMul" not in [node.op_type for node in graph.node]
     used = {name for node in graph.node for name in node.input}
     assert {tensor.name for tensor in graph.initializer} <= used
+
+
+def test_a_network_of_any_size_is_folded_for_any(tmp_path: Path) -> None:
+    """The graph for any size answers at each size as the graph for that size alone."""
+
+    def free(proto: onnx.ModelProto) -> None:
+        for place, name in ((2, "height"), (3, "width")):
+            proto.graph.input[0].type.tensor_type.shape.dim[place].dim_param = name
+
+    rewrite(tiny_model(tmp_path), free)
+    model = load_model(tmp_path)
+    graph = fold(model, any_size=True)
+    for side in (64, 96):
+        patches = noise(4, side)
+        alone = run(fold(replace(model, patch_px=side)), patches)
+        np.testing.assert_array_equal(run(graph, patches), alone)
+        np.testing.assert_allclose(alone, tiny.expected(patches), atol=2e-6)
+
+
+def test_a_network_of_one_size_is_not_folded_for_any(tmp_path: Path) -> None:
+    """Nor is one behind a Resize: both are told with what to do."""
+    with pytest.raises(ModelError, match=r"is \(batch, 3, 64, 64\): it takes patches of one size; .*free height"):
+        fold(load_model(tiny_model(tmp_path / "one")), any_size=True)
+    with pytest.raises(ModelError, match="Resize brings .*build for its own 96 px alone"):
+        fold(load_model(tiny_model(tmp_path / "two", patch_px=96, resize=64)), any_size=True)
 
 
 def test_inner_names_that_collide_give_way(tmp_path: Path) -> None:

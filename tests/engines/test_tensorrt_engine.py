@@ -83,9 +83,6 @@ class FakeEngine:
     def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
         return 1000
 
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return (-1, SIDE, SIDE, 3)
-
     def create_runtime_config(self) -> Any:
         config = SimpleNamespace(kernels=None)
         if self.world.rtx:
@@ -114,7 +111,7 @@ class FakeContext:
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.world.log.append(("shape", shape[0]))
         self.rows = shape[0]
-        return shape[0] <= BATCH
+        return shape[0] <= BATCH and shape[1:] == (SIDE, SIDE, 3)
 
     def execute_async_v3(self, stream: int) -> bool:
         device, rows = self.world.device, self.rows

@@ -23,12 +23,12 @@ from pipeline.config import ConfigError
 from pipeline.engine_command import add_parser
 from pipeline.engine_trial import opened
 from tests.engines.fake_gpu import GPU
-from tests.engines.nets import deep, flavour, mixed
+from tests.engines.nets import FREE, convolutions, deep, flavour, mixed
 from tests.engines.test_cache import BUILT, RTX, make_identity
 
 VERIFIED = {
     "passed": True, "reason": "", "bound": 0.005, "loss": 0.001, "patches": 300, "max_difference": 0.01,
-    "mean_difference": 0.001, "flips": 0, "context_mib": 70,
+    "mean_difference": 0.001, "flips": 0, "sizes": [{"patch_px": 224, "batch": 128, "context_mib": 70}],
 }  # fmt: skip
 
 
@@ -63,6 +63,7 @@ def gpu(monkeypatch) -> None:
         (("--backend", "aoti", "--level", "5"), "--level: backend aoti has no such option"),
         (("--backend", "aoti", "--timing-iterations", "8"), "--timing-iterations: backend aoti has no"),
         (("--backend", "aoti", "--tf32"), "--tf32: backend aoti has no such option"),
+        (("--backend", "aoti", "--patch", "32,64"), "--patch: packages of aoti are for one size"),
         (("--autotune",), "--autotune: backend tensorrt has no such option"),
         (("--backend", "auto", "--for", "8.6"), "--for: --backend auto measures"),
         (("--backend", "auto", "--precision", "fp16"), "--backend auto measures: it needs this machine's GPU"),
@@ -103,6 +104,19 @@ def test_builder_options_are_in_the_identity(cache: EngineCache, tmp_path: Path)
     assert (options["timing_iterations"], options["tf32"]) == (4, False)
 
 
+def test_several_patch_sizes(cache: EngineCache, tmp_path: Path) -> None:
+    """Where the network takes any size; one that does not is refused before the build."""
+    if not flavour().portable:
+        pytest.skip("builds only where there is a GPU")
+    options = ("--precision", "fp16", "--patch", "32,64", "--batch", "1/2/4", "--for", "8.6")
+    assert build(convolutions(tmp_path / "any", FREE), *options) == 0
+    (entry,) = cache.entries()
+    assert [profile["patch_px"] for profile in entry.identity.profiles] == [32, 64]
+    assert "32px-64px" in entry.plan.name
+    with pytest.raises(ModelError, match="takes patches of one size"):
+        build(convolutions(tmp_path / "one"), *options)
+
+
 class Shelf:
     """Backends that put an engine into the cache, verified at some speed, instead of building one."""
 
@@ -139,7 +153,7 @@ def test_auto_takes_the_fastest(shelf: Shelf, tmp_path: Path, capsys) -> None:
     captured = capsys.readouterr()
     assert Path(captured.out.strip()).name.startswith("aoti-")
     assert "18,000 patches/s" in captured.err and "24,000 patches/s" in captured.err
-    assert "70 MiB for each context" in captured.err
+    assert "224 px, batches of up to 128: 70 MiB" in captured.err
     (chosen,) = [entry for entry in shelf.cache.entries() if "choice" in entry.record]
     reasons = chosen.record["choice"]["reasons"]
     assert reasons[0] == "tensorrt: tried on tensorrt" and reasons[-1].startswith("chosen: ")
@@ -187,7 +201,7 @@ def test_engines_are_opened_by_the_backend_that_built_them(cache: EngineCache, t
     release = RTX if name == "tensorrt" else RTX.__class__(AOTI, "2.6", None)
     entry = cache.put("mine", make_identity(release), BUILT, GPU)
     with pytest.raises(EngineError, match="TensorRT|cuda-python|no GPU" if name == "tensorrt" else "PyTorch|GPU"):
-        opened(entry)
+        opened(entry, 224)
 
 
 def test_ctrl_c_cancels_a_build(tmp_path: Path, root: Path) -> None:
