@@ -177,7 +177,7 @@ def settings(crowd: Crowd, run: str, private: Path) -> dict[str, Any]:
         "run": run,
         "private": str(private),
         "layout": layout.to_dict(),
-        "model": {"classes": ["normal", "tumour"]},
+        "models": [{"classes": ["normal", "tumour"]}],
         "config": {
             "supervisor": {"hang_s": 30.0, "beat_s": 1.0},
             "batcher": {"urgent": [], "max_delay_ms": {"urgent": 20.0, "routine": 200.0}, "routine_floor": 0.1},
@@ -295,7 +295,7 @@ def mind(crowd: Crowd, coded: bool) -> dict[str, Any]:
             floor=0.1,
             ahead=4,
             window=256,
-            classes=CLASSES,
+            classes=(CLASSES,),
             patience=dict.fromkeys(("reader", "tissue", "inference", "aggregator", "writer"), 1e9),
         ),
         1,

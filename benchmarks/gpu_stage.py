@@ -74,7 +74,7 @@ def stage(
     layout = memory.Layout(config["batcher"]["slots"], batch, model["patch_px"], 1, 8)
     settings = {
         "run": run, "out": str(folder / "out"), "private": str(folder), "layout": layout.to_dict(), "config": config,
-        "model": model, "key": {}, "versions": {},
+        "models": [model], "key": {}, "versions": {},
     }  # fmt: skip
     fd = memory.create(layout)
     slots = memory.SharedSlots(fd, layout)
@@ -86,7 +86,7 @@ def stage(
         from engines.check import prepare
         from engines.model import load_model
 
-        prepare(load_model(subject.model), place.model)
+        prepare(load_model(subject.model), place.folded())
     processes: list[subprocess.Popen] = []
     context = zmq.Context()
     hub = context.socket(zmq.DEALER)

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Literal
 
 from engines.errors import ModelError
-from engines.model import load_model
 from engines.probe import probe
 from pipeline import __version__
-from pipeline.config import Config, ConfigError, memory_bound, model_directory, resolve
-from pipeline.gpus import ON_GPUS, Placement, place
+from pipeline.config import Config, ConfigError, memory_bound, resolve
+from pipeline.gpus import ON_GPUS, Placement
 from pipeline.machine import MIB, Machine, available_memory, detect
+from pipeline.models import load_models
+from pipeline.placement import place_all
 from pipeline.sizing import (
     SLIDE_PATCHES,
     TYPICAL_CLASSES,
@@ -58,11 +59,12 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What sizes need to know of a model."""
+    """What sizes need to know of a model, or of several together."""
 
     patch_px: int = TYPICAL_PATCH_PX
     classes: int = TYPICAL_CLASSES
     bytes: int = TYPICAL_MODEL_BYTES
+    models: int = 1
 
 
 def report(config: Config, out: Path | None = None, machine: Machine | None = None) -> tuple[list[str], bool]:
@@ -76,6 +78,7 @@ def report(config: Config, out: Path | None = None, machine: Machine | None = No
         patch_px=facts.patch_px,
         classes=facts.classes,
         model_bytes=facts.bytes,
+        models=facts.models,
         gpus=len(placement.devices),
         gpu_batch=placement.batch,
     )
@@ -131,16 +134,19 @@ def check_gpus(config: Config) -> tuple[Placement, list[Finding]]:
     if config.inference.engine not in ON_GPUS:
         return Placement(config), [check_unused_gpu()]
     try:
-        placement = place(config, load_model(model_directory(config)), probe)
-    except ModelError:
+        models = load_models(config)
+    except (ModelError, ConfigError):
         return Placement(config), []  # check_model tells
+    try:
+        placement = place_all(config, models, probe)
     except ConfigError as error:
         return Placement(config), [Finding("FAIL", "GPU", _line(error))]
     findings = [Finding("warn", "GPU", notice) for notice in placement.notices]
     for device in placement.devices:
         cpus = f"; cores {device.cpus}" if device.cpus else ""
         memory = f"{size(device.gpu.memory_bytes)}, driver {device.gpu.driver}"
-        findings.append(Finding("ok", "GPU", f"{device.gpu}, {memory}: {device.plan.name}{cpus}"))
+        plans = ", ".join(plan.name for plan in device.plans)
+        findings.append(Finding("ok", "GPU", f"{device.gpu}, {memory}: {plans}{cpus}"))
     return placement, findings
 
 
@@ -164,25 +170,24 @@ def check_unused_gpu() -> Finding:
 
 
 def check_model(config: Config) -> tuple[ModelFacts, list[Finding]]:
-    """Facts of the model directory (typical ones where it cannot be read), and what was found."""
-    directory = model_directory(config)
+    """Facts of the models (typical ones where they cannot be read or do not go together), and what was found."""
     try:
-        model = load_model(directory)
-    except ModelError as error:
+        models = load_models(config)
+    except (ModelError, ConfigError) as error:
         return ModelFacts(), [Finding("FAIL", "model", _line(error))]
-    weights = model.onnx_path.stat().st_size
-    with contextlib.suppress(OSError):  # weights kept beside the graph, as ONNX does above 2 GB
-        weights = sum(item.stat().st_size for item in directory.iterdir() if item.is_file())
-    classes = ", ".join(model.classes)
-    text = (
-        f"{model.name}: classes {classes}; patches of {model.patch_px} px at {model.spacing:g} µm/px; "
-        f"{size(weights)}; sha256 {model.sha256[:12]}"
-    )
-    findings = [Finding("ok", "model", text)]
-    wanted = config.results.heatmap_class
-    if wanted is not None and wanted not in model.classes:
-        findings.append(Finding("FAIL", "heatmap", f"results.heatmap_class is {wanted}, but the model has {classes}"))
-    return ModelFacts(model.patch_px, len(model.classes), weights), findings
+    findings, total = [], 0
+    for model in models:
+        weights = model.onnx_path.stat().st_size
+        with contextlib.suppress(OSError):  # weights kept beside the graph, as ONNX does above 2 GB
+            weights = sum(item.stat().st_size for item in model.directory.iterdir() if item.is_file())
+        text = (
+            f"{model.name}: classes {', '.join(model.classes)}; patches of {model.patch_px} px at {model.spacing:g} µm/px; "
+            f"{size(weights)}; sha256 {model.sha256[:12]}"
+        )
+        findings.append(Finding("ok", "model", text))
+        total += weights
+    classes = sum(len(model.classes) for model in models)
+    return ModelFacts(models[0].patch_px, classes, total, len(models)), findings
 
 
 def plan(config: Config, machine: Machine) -> Iterator[Finding]:
@@ -217,7 +222,7 @@ def plan(config: Config, machine: Machine) -> Iterator[Finding]:
 
 def check_memory(config: Config, machine: Machine, facts: ModelFacts, available: int) -> Iterator[Finding]:
     """The bound on memory, part by part, against what there is; `config` is resolved, `available` 0 means unknown."""
-    parts = memory_bound(config, facts.patch_px, facts.classes, facts.bytes)
+    parts = memory_bound(config, facts.patch_px, facts.classes, facts.bytes, facts.models)
     total = sum(count for _, count in parts)
     for what, count in parts:
         yield Finding("ok", "bound", f"{size(count):>9}  {what}")

@@ -170,7 +170,12 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _add_configuration(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="DIR", help="model directory (default: the demonstration model)")
+    parser.add_argument(
+        "--model",
+        action="append",
+        metavar="DIR",
+        help="model directory (default: the demonstration model); several times: all run in one pass over a slide",
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="configuration (default: as in configs/cpu.yaml)")
     parser.add_argument(
         "--set",
@@ -203,7 +208,9 @@ def _add_bench_options(
 
 def _config(args: argparse.Namespace) -> Config:
     config = load_config(args.config, args.set)
-    return config if args.model is None else config.model_copy(update={"model": args.model})
+    if args.model is None:
+        return config
+    return config.model_copy(update={"model": args.model[0] if len(args.model) == 1 else tuple(args.model)})
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -21,7 +21,16 @@ from pipeline.overrides import ConfigError, Layer, merge, parse_set, read_file
 from pipeline.schema import Config
 from pipeline.sizing import memory_bound, resolve
 
-__all__ = ["Config", "ConfigError", "load_config", "memory_bound", "model_directory", "resolve", "result_hash"]
+__all__ = [
+    "Config",
+    "ConfigError",
+    "load_config",
+    "memory_bound",
+    "model_directories",
+    "model_directory",
+    "resolve",
+    "result_hash",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMONSTRATION_MODEL = ROOT / "models" / "demo-tumour"
@@ -42,9 +51,20 @@ def load_config(file: Path | None = None, sets: Iterable[str] = ()) -> Config:
         raise ConfigError(_problems(error, layer)) from error
 
 
+def model_directories(config: Config) -> tuple[Path, ...]:
+    """The model directories that the configuration names, or that of the demonstration model."""
+    if config.model is None:
+        return (DEMONSTRATION_MODEL,)
+    named = (config.model,) if isinstance(config.model, str) else config.model
+    return tuple(Path(name).expanduser() for name in named)
+
+
 def model_directory(config: Config) -> Path:
-    """The model directory that the configuration names, or the demonstration model."""
-    return DEMONSTRATION_MODEL if config.model is None else Path(config.model).expanduser()
+    """The one model directory that the configuration names. Raises ConfigError where it names several."""
+    found = model_directories(config)
+    if len(found) > 1:
+        raise ConfigError(f"model: {', '.join(map(str, found))}: this is done with one model at a time; name one")
+    return found[0]
 
 
 def result_hash(config: Config) -> str:

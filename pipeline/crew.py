@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pipeline.config import Config
 from pipeline.dispatch.board import INFERENCE
 from pipeline.gpus import Device
-from pipeline.worker import PLAN
+from pipeline.worker import plan_variable
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -42,4 +42,5 @@ def member(kind: str, index: int, devices: Sequence[Device] = ()) -> Member:
         return Member(kind, name)
     device = devices[index % len(devices)]
     # Set before the process starts: CUDA reads it once, and shows the process this GPU alone, as number 0.
-    return Member(kind, name, {VISIBLE: device.visible, PLAN: str(device.plan)}, device.cpus)
+    plans = {plan_variable(number): str(plan) for number, plan in enumerate(device.plans)}
+    return Member(kind, name, {VISIBLE: device.visible, **plans}, device.cpus)

@@ -65,17 +65,19 @@ def demo(config: Config, out: Path, progress: str) -> int:
         print(f"Making a synthetic slide of {SETTINGS.width} x {SETTINGS.height} pixels: {slide}", file=sys.stderr)
         make_slide(slide, SETTINGS, percent)
     result = run_slides([Found(SLIDE, slide)], config, Options(out, progress), [])
-    classes = result.record["model"]["classes"]
-    table = out / output_path(SLIDE, "csv")
-    if result.code == 0 and "tumour" in classes and table.exists():
-        found = accuracy(table, read_truth(slide), "tumour")
-        print(
-            f"accuracy: AUC {found.auc:.3f} against the known truth ({found.tumour} patches of tumour, "
-            f"{found.normal} without)"
-        )
-    picture = out / output_path(SLIDE, "heatmap_png")
-    if picture.exists():
-        print(f"heatmap:  {picture}")
+    models = result.record.get("models") or [result.record["model"]]
+    for model in models:
+        folder = out if len(models) == 1 else out / model["name"]
+        table = folder / output_path(SLIDE, "csv")
+        if result.code == 0 and "tumour" in model["classes"] and table.exists():
+            found = accuracy(table, read_truth(slide), "tumour")
+            print(
+                f"accuracy: AUC {found.auc:.3f} against the known truth ({found.tumour} patches of tumour, "
+                f"{found.normal} without)"
+            )
+        picture = folder / output_path(SLIDE, "heatmap_png")
+        if picture.exists():
+            print(f"heatmap:  {picture}")
     return result.code
 
 

@@ -21,6 +21,7 @@ from engines.identity import misfits
 from engines.model import Model
 from engines.probe import Probe
 from pipeline.config import ROOT, Config, ConfigError
+from pipeline.schema import Inference
 from slides.discover import Found
 
 ON_GPUS = ("tensorrt", "aoti", "gpu")
@@ -32,13 +33,19 @@ _DEVICES = Path("/sys/bus/pci/devices")
 @dataclass(frozen=True, slots=True)
 class Device:
     """A GPU with the engine for it. `cpus` are the cores nearest to it ("0,1,2"), empty where that limits nothing; `index`
-    is its number among those that this process may use.
+    is its number among those that this process may use; `others` are the engines of the run's other models, in order.
     """
 
     gpu: Gpu
     plan: Path
     cpus: str = ""
     index: int = 0
+    others: tuple[Path, ...] = ()
+
+    @property
+    def plans(self) -> tuple[Path, ...]:
+        """The engines of all models, in their order."""
+        return (self.plan, *self.others)
 
     @property
     def visible(self) -> str:
@@ -49,18 +56,23 @@ class Device:
         return outer.split(",")[self.index] if outer else str(self.index)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**self.gpu.to_dict(), "engine": self.plan.name, "cpus": self.cpus}
+        engine = {"engine": self.plan.name} if not self.others else {"engines": [plan.name for plan in self.plans]}
+        return {**self.gpu.to_dict(), **engine, "cpus": self.cpus}
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What `place` decided. `config` names one engine and one precision; without devices the run is on the CPU."""
+    """What `place` decided. `config` names one engine and one precision; without devices the run is on the CPU.
+
+    Of several models (pipeline.placement) it names what they have in common, and `inferences` what each was given.
+    """
 
     config: Config
     devices: tuple[Device, ...] = ()
     batch: int | None = None
     """Rows that suit the engines best; None on a CPU."""
     notices: tuple[str, ...] = field(default=())
+    inferences: tuple[Inference, ...] = ()
 
 
 class Missing(ConfigError):

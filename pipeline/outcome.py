@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.status import StageStatus, Status, bottleneck, duration
@@ -64,6 +65,7 @@ def run_record(
     begun = {v.id for _, v in verdicts if not v.skipped} | {entry[1] for entry in watch.report.get("active", [])}
     carried = sum(submissions.carried.get(slide, 0) for slide in begun)
     done_now = max(0, status.patches_inferred - carried)
+    models = settings["models"]
     return {
         **invocation,
         "run": settings["run"],
@@ -99,7 +101,7 @@ def run_record(
         },
         "bottleneck": bottleneck(status.stages),
         "memory_bound_bytes": memory_bound_bytes,
-        "model": settings["model"],
+        **({"model": models[0]} if len(models) == 1 else {"models": models}),
         "engine": watch.report.get("engine", {}),
         "engines": {name: engine_record(engine, watch.gauges.get(name)) for name, engine in watch.engines.items()},
         "lost": watch.lost,
@@ -119,8 +121,8 @@ def engine_record(engine: dict[str, Any], gauge: Gauge | None) -> dict[str, Any]
     return {**engine, **gauge.last, "memory_mib_over_seconds": gauge.memory_mib}
 
 
-def summary(record: dict[str, Any], out: str) -> str:
-    """The last words of a run, for a person."""
+def summary(record: dict[str, Any], results: Sequence[str]) -> str:
+    """The last words of a run, for a person; `results` are the folders that they lie in."""
     slides, patches = record["slides"], record["patches"]
     skipped = f" ({slides['skipped']} of them before this run)" if slides["skipped"] else ""
     parts = [f"{slides['complete']} of {_slides(slides['total'])} complete{skipped}"]
@@ -140,7 +142,7 @@ def summary(record: dict[str, Any], out: str) -> str:
         lines.append(f"... and {len(failures) - FAILURES_SHOWN} more: see run.json")
     if record["reason"]:
         lines.append(record["reason"])
-    lines.append(f"results: {out}")
+    lines.append(f"results: {', '.join(results)}")
     return "\n".join(lines)
 
 

@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.overrides import ConfigError
@@ -18,8 +18,11 @@ _PREFIX = "slidestream-"
 
 
 @contextlib.contextmanager
-def hold(out: Path) -> Iterator[Path]:
-    """Make and lock `out`; gives its private folder. ConfigError where it cannot be written or another run holds it."""
+def hold(out: Path, folders: Sequence[Path]) -> Iterator[Path]:
+    """Make and lock `out`; gives its private folder. ConfigError where it cannot be written or another run holds it.
+
+    `folders`: where results are written, `out` or folders in it; what killed writers left there is swept away.
+    """
     private = out / PRIVATE
     try:
         private.mkdir(parents=True, exist_ok=True)
@@ -41,12 +44,12 @@ def hold(out: Path) -> Iterator[Path]:
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
             _sweep_last_run(private)
-            sweep(out)
+            _sweep(folders)
         except OSError as error:
             raise ConfigError(f"--out {out}: {error.strerror}; free some space, or name another folder") from error
         yield private
         with contextlib.suppress(OSError):
-            sweep(out)  # what writers left that were killed and replaced
+            _sweep(folders)  # what writers left that were killed and replaced
     finally:
         os.close(lock)
 
@@ -61,6 +64,11 @@ def run_directory(private: Path) -> Iterator[RunDir]:
     finally:
         shutil.rmtree(path, ignore_errors=True)
         (private / "run").unlink(missing_ok=True)
+
+
+def _sweep(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        sweep(folder)
 
 
 def _sweep_last_run(private: Path) -> None:

@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,16 +17,18 @@ from typing import Any
 
 import structlog
 
-from engines.model import Model, load_model
+from engines.model import Model
 from engines.probe import probe
 from pipeline import __version__, log, memory
-from pipeline.config import Config, ConfigError, memory_bound, model_directory, resolve, result_hash
+from pipeline.config import Config, ConfigError, memory_bound, resolve
 from pipeline.crew import Member, crew, member
-from pipeline.gpus import Placement, build_engine, place
+from pipeline.gpus import Placement, build_engine
 from pipeline.log import LogSink
 from pipeline.machine import MIB, detect
+from pipeline.models import joint_key, load_models, result_folders, result_keys, sizes, targets
 from pipeline.outcome import exit_code, run_record, snapshot, summary
 from pipeline.outdir import hold, run_directory
+from pipeline.placement import place_all, result_hashes
 from pipeline.progress import Progress
 from pipeline.rundir import RunDir, work_folder
 from pipeline.status import bottleneck
@@ -61,17 +63,14 @@ class Result:
 def run_slides(found: list[Found], config: Config, options: Options, notices: list[str]) -> Result:
     """Run the pipeline over `found`. ConfigError, ModelError, MemoryLack where it cannot start."""
     began = datetime.now(UTC)
-    model = load_model(model_directory(config))
-    facts = {
-        "patch_px": model.patch_px,
-        "classes": len(model.classes),
-        "model_bytes": model.onnx_path.stat().st_size,
-    }
-    placement = place(config, model, probe, lambda wanted: build_engine(wanted, model, found))
+    models = load_models(config)
+    facts = sizes(models)
+    placement = place_all(config, models, probe, lambda wanted, model: build_engine(wanted, model, found))
     config = resolve(placement.config, detect(), **facts, gpus=len(placement.devices), gpu_batch=placement.batch)
     bound = memory_bound(config, **facts)
     out = options.out.absolute()
-    with hold(out) as private, run_directory(private) as run:
+    folders = result_folders(out, models)
+    with hold(out, folders) as private, run_directory(private) as run:
         progress = Progress(options.progress, total_slides=len(found))
         sink = _open_sink(config, out, progress)
         log.configure("supervisor", "json", config.log.level, sink)
@@ -81,16 +80,17 @@ def run_slides(found: list[Found], config: Config, options: Options, notices: li
         logger.info(
             "starting",
             slides=len(found),
-            model=model.name,
+            model=", ".join(model.name for model in models),
             out=str(out),
             memory_at_most_mib=sum(size for _, size in bound) // MIB,
             **({"gpus": [str(device.gpu) for device in placement.devices]} if placement.devices else {}),
         )
         try:
-            settings = _settings(run, private, out, config, model)
-            look = _looker(out, private, settings["key"], config.results.formats)
+            keys = result_keys(models, result_hashes(config, placement, models))
+            settings = _settings(private, out, config, models, keys)
+            look = _looker(folders, private, keys, config.results.formats)
             submissions = Submissions(found, config.batcher.urgent, look)
-            ending, watch, elapsed_s = _supervise(run, settings, config, model, placement, submissions, sink, progress)
+            ending, watch, elapsed_s = _supervise(run, settings, config, models, placement, submissions, sink, progress)
         finally:
             progress.close()
         for verdict in submissions.verdicts.values():
@@ -108,7 +108,8 @@ def run_slides(found: list[Found], config: Config, options: Options, notices: li
             logger.error("run.json not written", reason=str(error))
         sink.close()
     if options.progress != "silent":
-        print(summary(record, str(options.out)), file=sys.stderr, flush=True)
+        shown = [str(folder) for folder in result_folders(options.out, models)]
+        print(summary(record, shown), file=sys.stderr, flush=True)
     return Result(code, record)
 
 
@@ -121,11 +122,13 @@ def _open_sink(config: Config, out: Path, progress: Progress) -> LogSink:
         raise ConfigError(f"--out {out}: the log cannot be written ({error.strerror})") from error
 
 
-def _settings(run: RunDir, private: Path, out: Path, config: Config, model: Model) -> dict[str, Any]:
+def _settings(
+    private: Path, out: Path, config: Config, models: Sequence[Model], keys: Sequence[dict[str, str]]
+) -> dict[str, Any]:
     """What the workers read: plain JSON, so that they need neither YAML nor pydantic."""
     batcher = config.batcher
     layout = memory.Layout(
-        batcher.slots, batcher.batch, model.patch_px, batcher.overview_slots, config.slides.overview_px
+        batcher.slots, batcher.batch, models[0].patch_px, batcher.overview_slots, config.slides.overview_px
     )
     return {
         "run": uuid.uuid4().hex,
@@ -133,8 +136,8 @@ def _settings(run: RunDir, private: Path, out: Path, config: Config, model: Mode
         "private": str(private),
         "layout": layout.to_dict(),
         "config": config.model_dump(mode="json"),
-        "model": model.describe(),
-        "key": {"model": model.sha256, "configuration": result_hash(config)},
+        "models": [model.describe() for model in models],
+        "results": targets(models, out, keys, config.results.heatmap_class),
         "versions": _versions(),
     }
 
@@ -151,19 +154,27 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _looker(out: Path, private: Path, key: dict[str, str], formats: Collection[str]) -> Callable[[Found], Earlier]:
-    """What is known of a slide before it is submitted."""
+def _looker(
+    folders: Sequence[Path], private: Path, keys: Sequence[dict[str, str]], formats: Collection[str]
+) -> Callable[[Found], Earlier]:
+    """What is known of a slide before it is submitted. It is complete when the results of all models are."""
+    key = joint_key(keys)
 
     def look(slide: Found) -> Earlier:
         try:
-            mine = {"fingerprint": fingerprint(slide.path), **key}
+            digest = fingerprint(slide.path)
         except SlideError as error:
             return Earlier({"fingerprint": "", **key}, error.reason)
-        earlier = read_summary(out, slide.id)
-        if is_complete(earlier, mine, out, formats):
+        mine = {"fingerprint": digest, **key}
+        earlier = [read_summary(folder, slide.id) for folder in folders]
+        if all(
+            is_complete(summary, {"fingerprint": digest, **own}, folder, formats)
+            for summary, own, folder in zip(earlier, keys, folders, strict=True)
+        ):
             shutil.rmtree(work_folder(private, slide.id), ignore_errors=True)
-            return Earlier(mine, complete=earlier)
-        return Earlier(mine, retry=earlier is not None, carried=inferred_before(work_folder(private, slide.id), mine))
+            return Earlier(mine, complete=earlier[0])
+        begun = any(summary is not None for summary in earlier)
+        return Earlier(mine, retry=begun, carried=inferred_before(work_folder(private, slide.id), mine))
 
     return look
 
@@ -172,7 +183,7 @@ def _supervise(
     run: RunDir,
     settings: dict[str, Any],
     config: Config,
-    model: Model,
+    models: Sequence[Model],
     placement: Placement,
     submissions: Submissions,
     sink: LogSink,
@@ -204,7 +215,8 @@ def _supervise(
 
     def ready() -> None:
         if not placement.devices:  # an engine for a GPU has the folded model in it, and was found right
-            prepare(model, run.model)
+            for number, model in enumerate(models):
+                prepare(model, run.folded(number))
 
     def recruit(kind: str, index: int) -> Member:
         return member(kind, index, placement.devices)

@@ -7,7 +7,7 @@
     RUN/hub                                   the batcher's socket
     RUN/control                               the supervisor's socket (pipeline.control)
     RUN/settings.json                         the resolved configuration, as the workers read it
-    RUN/model.onnx                            the model with its preprocessing folded in
+    RUN/model-0.onnx, ...                     the models with their preprocessing folded in
 """
 
 from __future__ import annotations
@@ -46,6 +46,6 @@ class RunDir:
     def settings(self) -> Path:
         return self.path / "settings.json"
 
-    @property
-    def model(self) -> Path:
-        return self.path / "model.onnx"
+    def folded(self, number: int = 0) -> Path:
+        """Of the run's model `number`."""
+        return self.path / f"model-{number}.onnx"

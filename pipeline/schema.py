@@ -244,7 +244,11 @@ class Log(Section):
 class Config(Section):
     """slidestream's configuration. A file names only what it changes."""
 
-    model: Text | None = _key(None, "Model directory; null: the demonstration model, models/demo-tumour.")
+    model: Text | Annotated[tuple[Text, ...], Field(min_length=1, max_length=16)] | None = _key(
+        None,
+        "Model directory, or a list of them that see patches of one size and spacing: all answer in one pass over a slide. "
+        "null: the demonstration model, models/demo-tumour.",
+    )
     slides: Slides = Field(Slides(), description=Slides.__doc__)
     tissue: Tissue = Field(Tissue(), description=Tissue.__doc__)
     reader: Reader = Field(Reader(), description=Reader.__doc__)

@@ -65,11 +65,13 @@ def resolve(
     patch_px: int = TYPICAL_PATCH_PX,
     classes: int = TYPICAL_CLASSES,
     model_bytes: int = TYPICAL_MODEL_BYTES,
+    models: int = 1,
     gpus: int = 0,
     gpu_batch: int | None = None,
 ) -> Config:
     """`config` with numbers for every `auto`. What was given as a number stays; only `auto` values shrink to fit memory.
 
+    Of several `models`, `classes` and `model_bytes` are those of all together.
     `gpus`: how many GPUs the run has (0: it is on the CPU), `gpu_batch`: the rows that suit their engine.
     """
     readers, workers, threads = _gpu_shares(config, machine.cores, gpus) if gpus else _shares(config, machine.cores)
@@ -80,7 +82,7 @@ def resolve(
         config = _replace(config, inference={"precision": "fp32"})
     while True:
         sized = _sized(config, readers, workers, threads, batch)
-        needed = sum(size for _, size in memory_bound(sized, patch_px, classes, model_bytes))
+        needed = sum(size for _, size in memory_bound(sized, patch_px, classes, model_bytes, models))
         if needed <= machine.memory_bytes * MEMORY_SHARE:
             return sized
         if config.inference.workers == "auto" and workers > 1 and not gpus:
@@ -147,7 +149,7 @@ def _replace(config: Config, **sections: dict[str, object]) -> Config:
 
 
 def memory_bound(
-    config: Config, patch_px: int, classes: int, model_bytes: int = TYPICAL_MODEL_BYTES
+    config: Config, patch_px: int, classes: int, model_bytes: int = TYPICAL_MODEL_BYTES, models: int = 1
 ) -> list[tuple[str, int]]:
     """What a run takes at most, as (what, bytes); `config` is resolved, `patch_px` and `classes` are the model's.
 
@@ -168,7 +170,7 @@ def memory_bound(
     rows = min(config.batcher.batch, ENGINE_ROWS.get(config.inference.engine, config.batcher.batch))
     on_gpu = GPU_PROCESS_BYTES.get(config.inference.engine)
     if on_gpu is None:
-        activations = rows * contexts(config) * patch_px**2 * ACTIVATION_BYTES_PER_PIXEL
+        activations = models * rows * contexts(config) * patch_px**2 * ACTIVATION_BYTES_PER_PIXEL
         inference = PROCESS_BYTES["inference"] + model + activations
     else:
         inference = on_gpu + model  # activations lie on the GPU

@@ -13,6 +13,7 @@ import argparse
 import ctypes
 import errno
 import faulthandler
+import itertools
 import json
 import os
 import signal
@@ -35,10 +36,15 @@ EXIT_INTERRUPTED = 75
 # What ends with the machine's or the operator's help, not with another try: the run stops and resumes later.
 HOPELESS_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
-# Names, to an inference worker on a GPU, the engine that it opens.
+# Names, to an inference worker on a GPU, the engine that it opens (see plan_variable).
 PLAN = "SLIDESTREAM_PLAN"
 
 _PR_SET_PDEATHSIG = 1
+
+
+def plan_variable(number: int) -> str:
+    """The environment variable that names the engine of the run's model `number`: one each, as a path may hold any sign."""
+    return f"{PLAN}_{number}" if number else PLAN
 
 
 class CannotGoOn(Exception):
@@ -66,9 +72,10 @@ class Post:
         return self.settings["config"]
 
     @property
-    def plan(self) -> Path | None:
-        """The engine for this worker's GPU; None on a CPU."""
-        return Path(path) if (path := os.environ.get(PLAN)) else None
+    def plans(self) -> list[Path]:
+        """The engines for this worker's GPU, one for each model of the run; none on a CPU."""
+        variables = (plan_variable(number) for number in itertools.count())
+        return [Path(path) for path in itertools.takewhile(bool, map(os.environ.get, variables))]
 
     def connect(self, credit: int, detail: dict | None = None) -> Link:
         hello = Hello(0, self.kind, self.settings["run"], os.getpid(), credit, detail or {})

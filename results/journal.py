@@ -58,9 +58,15 @@ class Patches:
                 fresh = True
         return bool(new.any()) or fresh
 
+    @property
+    def failed(self) -> np.ndarray:
+        """bool (n,): patches that failed, or to which one of several models gave no numbers (results.columns)."""
+        silent = (self.states == INFERRED) & ~np.isfinite(self.probabilities).all(axis=1)
+        return (self.states == FAILED) | silent
+
     def retry(self) -> None:
         """Failures are void: their patches are pending again."""
-        self.states[self.states == FAILED] = PENDING
+        self.states[self.failed] = PENDING
         self.reasons.clear()
 
 
@@ -162,7 +168,7 @@ class Journal:
 
     def retry(self) -> None:
         """Void all failures, so that their patches are tried again."""
-        if np.any(self.patches.states == FAILED):
+        if self.patches.failed.any():
             self.patches.retry()
             self._buffer += _frame([_RETRY])
 

@@ -143,7 +143,7 @@ def settings_of(post: Post) -> DispatchSettings:
         floor=config["batcher"]["routine_floor"],
         ahead=config["slides"]["ahead"],
         window=config["aggregator"]["window"],
-        classes=len(post.settings["model"]["classes"]),
+        classes=tuple(len(model["classes"]) for model in post.settings["models"]),
         patience={
             "reader": config["slides"]["read_timeout_s"],
             "tissue": hang_s,

@@ -1,4 +1,4 @@
-"""The inference stage: owns one engine and its contexts, takes slots, gives probabilities.
+"""The inference stage: owns one engine (or one for each model of the run) and its contexts, takes slots, gives probabilities.
 
 The loop is the same for every engine (engines/engine.py): it never blocks but in one bounded wait, so it beats also
 while a GPU computes, and a slot goes back as soon as its pixels are copied.
@@ -12,13 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engines.engine import Context, Engine, open_configured
+from engines.engine import Context, Engine
+from engines.ensemble import open_models
 from engines.errors import EngineError
 from pipeline import log
 from pipeline.link import Link
 from pipeline.memory import SharedSlots
 from pipeline.wire import Consumed, Inferred, Refused, Run, Telemetry
 from pipeline.worker import EXIT_FAULT, Post, main
+from results.columns import NOT_A_NUMBER, unanswered
 
 WAIT_S = 0.002  # for the oldest batch, before looking at the socket again
 TELEMETRY_S = 1.0
@@ -36,8 +38,10 @@ class Busy:
 class Inference:
     """Feeds idle contexts with leases, and collects what the busy ones have finished."""
 
-    def __init__(self, link: Link, slots: SharedSlots, contexts: list[Context], engine: Engine):
+    def __init__(self, link: Link, slots: SharedSlots, contexts: list[Context], engine: Engine, classes: list[int]):
+        """`classes`: how many columns each model of the run gives."""
         self._engine = engine
+        self._classes = classes
         self._told_at = 0.0
         self._untold = False
         self._link = link
@@ -93,27 +97,24 @@ class Inference:
             self._link.send(Refused(busy.lease.lease, str(error)))
         else:
             self._link.send(
-                Inferred(busy.lease.lease, probabilities.astype("<f4", copy=False).tobytes(), failures(probabilities))
+                Inferred(
+                    busy.lease.lease,
+                    probabilities.astype("<f4", copy=False).tobytes(),
+                    [[int(row), NOT_A_NUMBER] for row in np.flatnonzero(unanswered(probabilities, self._classes))],
+                )
             )
         self._idle.append(busy.context)
 
 
-def failures(probabilities: np.ndarray) -> list[list]:
-    """[row, reason] of the rows of (n, classes) that are no probabilities."""
-    bad = ~np.isfinite(probabilities).all(axis=1)
-    return [[int(row), "the model's output is not a number"] for row in np.flatnonzero(bad)]
-
-
 def work(post: Post) -> None:
-    config, model = post.config["inference"], post.settings["model"]
+    config, models = post.config["inference"], post.settings["models"]
     slots = post.slots()
     try:
-        engine = open_configured(
+        engine = open_models(
             config,
-            folded=post.run.model,
-            plan=post.plan,
-            classes=len(model["classes"]),
-            patch_px=model["patch_px"],
+            models,
+            folded=[post.run.folded(number) for number in range(len(models))],
+            plans=post.plans,
             max_batch=post.settings["layout"]["batch"],
         )
         engine.attach(slots.bytes)
@@ -124,7 +125,7 @@ def work(post: Post) -> None:
         raise SystemExit(EXIT_FAULT) from error
     # One lease for each context, and `credit` more that wait in line so that no context waits for a message.
     link = post.connect(config["contexts"] + config["credit"] - 1, engine.describe())
-    inference = Inference(link, slots, contexts, engine)
+    inference = Inference(link, slots, contexts, engine, [len(model["classes"]) for model in models])
     try:
         while True:
             inference.step(post.config["supervisor"]["beat_s"])

@@ -59,7 +59,7 @@ class Reader:
         config = post.config
         self._link = link
         self._slots = slots
-        self._model = post.settings["model"]
+        self._model = post.settings["models"][0]  # all see patches of one size and spacing
         self._overlap = config["tissue"]["overlap"]
         self._overview_px = config["slides"]["overview_px"]
         self._log = log.get_logger()

@@ -22,7 +22,7 @@ class DispatchSettings:
     the others (hungry: while no inference worker has anything to do). floor: share of the rows that routine gets beside
     urgent work. ahead: slides read side by side, and as many opened, masked and planned before their turn. window: records under way to the journal.
     patience: seconds without a sign of life, per kind of worker, after which a worker is condemned. folder: of the
-    unfinished slides (pipeline.rundir).
+    unfinished slides (pipeline.rundir). classes: of each model; their columns lie side by side.
     """
 
     run: str
@@ -37,8 +37,13 @@ class DispatchSettings:
     floor: float
     ahead: int
     window: int
-    classes: int
+    classes: tuple[int, ...]
     patience: dict[str, float]
+
+    @property
+    def columns(self) -> int:
+        """Of all models together."""
+        return sum(self.classes)
 
 
 @dataclass(slots=True)

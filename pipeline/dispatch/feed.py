@@ -14,6 +14,7 @@ from pipeline.dispatch.slidework import SlideWork
 from pipeline.dispatch.slots import Batch, Segment, SlotPool
 from pipeline.dispatch.suspects import Suspects
 from pipeline.wire import Fill, Filled, Inferred, Run
+from results.columns import NOT_A_NUMBER, unanswered
 
 Loss = Callable[[SlideWork, str], None]
 
@@ -115,7 +116,7 @@ class Feed:
             self._board.slides[segment.slide].spend("read", seconds * len(segment.patches) / max(1, count))
         if len(failures) == count:
             self.slots.release(work.slot)
-            self._settle(filled, np.full((count, self._board.settings.classes), np.nan, np.float32), failures)
+            self._settle(filled, np.full((count, self._board.settings.columns), np.nan, np.float32), failures)
         else:
             self.slots.ready(work.slot, filled)
         for number, reason in message.lost:
@@ -132,16 +133,17 @@ class Feed:
     def inferred(self, lease: Lease, message: Inferred, seconds: float) -> None:
         self.consumed(lease)
         batch: Batch = lease.subject.batch
-        shape = (batch.count, self._board.settings.classes)
+        shape = (batch.count, self._board.settings.columns)
         failures = dict(batch.failures)
         failures.update((row, reason) for row, reason in message.failures if row not in failures)
         if len(message.probabilities) == 4 * shape[0] * shape[1]:
             probabilities = np.frombuffer(message.probabilities, "<f4").reshape(shape)
         else:
             probabilities = np.full(shape, np.nan, np.float32)
-        # A number that is none never becomes a result, whatever the worker said of it.
-        for row in np.flatnonzero(~np.isfinite(probabilities).all(axis=1)):
-            failures.setdefault(int(row), "the model's output is not a number")
+        # A number that is none never becomes a result, whatever the worker said of it. Where some models gave numbers, the
+        # row goes on, and is a failure of the others alone (results.columns).
+        for row in np.flatnonzero(unanswered(probabilities, self._board.settings.classes)):
+            failures.setdefault(int(row), NOT_A_NUMBER)
         for segment in batch.segments:
             self._board.slides[segment.slide].spend("infer", seconds * len(segment.patches) / batch.count)
         self._settle(batch, probabilities, failures)

@@ -157,7 +157,7 @@ class Intake:
             "id": slide.id,
             "path": slide.path,
             "key": slide.key,
-            "classes": self._board.settings.classes,
+            "classes": self._board.settings.columns,
             "info": slide.info,
             "geometry": slide.geometry,
             "tissue": message.tissue,

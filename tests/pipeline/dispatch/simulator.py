@@ -126,7 +126,7 @@ class World:
             floor=s.floor,
             ahead=s.ahead,
             window=s.window,
-            classes=CLASSES,
+            classes=(CLASSES,),
             patience=kinds,
         )
         self.dispatcher = Dispatcher(settings, self.boot)

@@ -61,7 +61,7 @@ class Desk:
             "floor": 0.0,
             "ahead": 4,
             "window": 9,
-            "classes": 1,
+            "classes": (1,),
             "patience": dict.fromkeys(KINDS, PATIENCE),
         }
         self.now = 0.0

@@ -1,0 +1,99 @@
+"""The models of a run: one, or several that see the same patches and answer in one pass over a slide's pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engines.model import Model, load_model
+from pipeline.config import model_directories
+from pipeline.overrides import ConfigError
+from pipeline.rundir import PRIVATE
+from pipeline.schema import Config
+from results.layout import FORMATS, SUMMARY
+
+# Names in the output folder that cannot be those of a model's own folder.
+RESERVED = frozenset({PRIVATE, "run.json", "slidestream.log", SUMMARY[0], *(folder for folder, _ in FORMATS.values())})
+
+
+def load_models(config: Config) -> tuple[Model, ...]:
+    """The models that the configuration names, in its order. Raises ModelError; ConfigError where they do not go together."""
+    models = tuple(load_model(directory) for directory in model_directories(config))
+    problem = discord(models) or heatmap_problem(config.results.heatmap_class, models)
+    if problem:
+        raise ConfigError(problem)
+    return models
+
+
+def discord(models: Sequence[Model]) -> str:
+    """Why these models cannot run in one pass; empty where they can."""
+    first = models[0]
+    for other in models[1:]:
+        if (first.patch_px, first.spacing) != (other.patch_px, other.spacing):
+            return (
+                f"model: {_sees(first)}, {_sees(other)}: one pass over a slide cannot serve both; make two runs (two runs "
+                "can share a GPU)"
+            )
+    names: dict[str, Model] = {}
+    for model in models:
+        name = model.name.casefold()
+        if name in names:
+            return (
+                f"model: {names[name].directory} and {model.directory} have one name, and a name is a folder of results; "
+                "rename one of the two directories"
+            )
+        names[name] = model
+        if len(models) > 1 and name in RESERVED:
+            return f"model: {model.directory}: with several models, {model.name} cannot be a name; rename the directory"
+    return ""
+
+
+def heatmap_problem(wanted: str | None, models: Sequence[Model]) -> str:
+    """Where no model has the class that heatmaps shall show; empty where one has."""
+    if wanted is None or any(wanted in model.classes for model in models):
+        return ""
+    have = "; ".join(f"{model.name} has {', '.join(model.classes)}" for model in models)
+    return f"results.heatmap_class: no model has a class {wanted!r}; {have}"
+
+
+def result_folders(out: Path, models: Sequence[Model]) -> list[Path]:
+    """Where each model's results lie: `out` itself for one, a folder of the model's name for each of several."""
+    return [out] if len(models) == 1 else [out / model.name for model in models]
+
+
+def sizes(models: Sequence[Model]) -> dict[str, int]:
+    """What sizes need to know of them, as pipeline.sizing takes it."""
+    return {
+        "patch_px": models[0].patch_px,
+        "classes": sum(len(model.classes) for model in models),
+        "model_bytes": sum(model.onnx_path.stat().st_size for model in models),
+        "models": len(models),
+    }
+
+
+def result_keys(models: Sequence[Model], hashes: Sequence[str]) -> list[dict[str, str]]:
+    """What each model's results depend on beside the slide; `hashes`: pipeline.config.result_hash, for each model."""
+    return [{"model": model.sha256, "configuration": digest} for model, digest in zip(models, hashes, strict=True)]
+
+
+def joint_key(each: Sequence[dict[str, str]]) -> dict[str, str]:
+    """The key of journals, which hold the answers of all models; of one model it is its own key."""
+    return {name: "+".join(key[name] for key in each) for name in each[0]}
+
+
+def targets(
+    models: Sequence[Model], out: Path, each: Sequence[dict[str, str]], wanted: str | None
+) -> list[dict[str, Any]]:
+    """For the writers: where each model's results go, the key they get, and the class that their heatmaps show.
+
+    A model that lacks the class `wanted` shows the one that it would show by itself.
+    """
+    return [
+        {"out": str(folder), "key": key, "heatmap_class": wanted if wanted in model.classes else None}
+        for model, folder, key in zip(models, result_folders(out, models), each, strict=True)
+    ]
+
+
+def _sees(model: Model) -> str:
+    return f"{model.name} sees patches of {model.patch_px} px at {model.spacing:g} µm/px"
