@@ -55,6 +55,30 @@ class Flavour:
         return self.chroma == "gray"
 
 
+# Every way of storing a tile that is read directly.
+FLAVOURS = {
+    "444": Flavour("444"),
+    "422": Flavour("422"),
+    "420": Flavour("420"),
+    "440": Flavour("440"),
+    "411": Flavour("411"),
+    "gray": Flavour("gray"),
+    "RGB, Adobe marker": Flavour("444", "RGB"),
+    "RGB, no marker": Flavour("444", "RGB", markers=False),
+    "RGB called YCbCr": Flavour("444", "RGB", photometric=6),
+    "YCbCr called RGB, JFIF marker": Flavour("420", photometric=2),
+    "tables": Flavour(tables=True),
+    "RGB, tables": Flavour("444", "RGB", tables=True, markers=False),
+    "progressive": Flavour(progressive=True),
+    "restart markers": Flavour("422", restart=4),
+    "BigTIFF": Flavour(big=True),
+    "BigTIFF, big-endian": Flavour(big=True, order=">"),
+    "tiles not square": Flavour(tile=(128, 304)),
+    "tiles of 240": Flavour("444", tile=(240, 240)),
+    "lowest quality": Flavour(quality=5),
+}
+
+
 _CHROMA = {"444": "4:4:4", "422": "4:2:2", "420": "4:2:0", "gray": "4:4:4"}
 _RARE_CHROMA = {"440": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440, "411": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411}
 

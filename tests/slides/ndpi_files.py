@@ -30,6 +30,17 @@ class Ndpi:
     planes: tuple[int, ...] = (0,)
 
 
+KINDS = {
+    "422, whole rows": Ndpi(),
+    "422, intervals of 256": Ndpi(interval=256),
+    "444, whole rows": Ndpi("444"),
+    "444, intervals of 128": Ndpi("444", 128),
+    "several planes": Ndpi(planes=(0, 1, -1), interval=256),
+    "beyond 4 GiB": Ndpi(hole=5 << 30),
+    "beyond 4 GiB, intervals of 256": Ndpi(hole=(9 << 30) - 20_000, interval=256),
+}
+
+
 def encode(image: np.ndarray, kind: Ndpi, interval: int | None) -> tuple[bytes, list[int]]:
     """One level as a JPEG, and where in it each restart interval starts."""
     subsampling, width, _ = _CHROMA[kind.chroma]

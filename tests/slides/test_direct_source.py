@@ -18,6 +18,7 @@ from slides.source import UNREADABLE, open_source
 from slides.tile_file import Unsuitable
 from tests.slides.jpeg_tiffs import (
     APERIO,
+    FLAVOURS,
     Flavour,
     encode,
     tissue,
@@ -28,28 +29,6 @@ from tests.slides.mutations import mutate
 from tests.slides.tiffs import halved, picture, write_tiff
 
 WIDTH, HEIGHT = 700, 600
-
-FLAVOURS = {
-    "444": Flavour("444"),
-    "422": Flavour("422"),
-    "420": Flavour("420"),
-    "440": Flavour("440"),
-    "411": Flavour("411"),
-    "gray": Flavour("gray"),
-    "RGB, Adobe marker": Flavour("444", "RGB"),
-    "RGB, no marker": Flavour("444", "RGB", markers=False),
-    "RGB called YCbCr": Flavour("444", "RGB", photometric=6),
-    "YCbCr called RGB, JFIF marker": Flavour("420", photometric=2),
-    "tables": Flavour(tables=True),
-    "RGB, tables": Flavour("444", "RGB", tables=True, markers=False),
-    "progressive": Flavour(progressive=True),
-    "restart markers": Flavour("422", restart=4),
-    "BigTIFF": Flavour(big=True),
-    "BigTIFF, big-endian": Flavour(big=True, order=">"),
-    "tiles not square": Flavour(tile=(128, 304)),
-    "tiles of 240": Flavour("444", tile=(240, 240)),
-    "lowest quality": Flavour(quality=5),
-}
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from slides.tiff_index import TiffError
 from slides.tile_file import Unsuitable
 from tests.slides.jpeg_tiffs import tissue
 from tests.slides.mutations import mutate
-from tests.slides.ndpi_files import Ndpi, write_ndpi
+from tests.slides.ndpi_files import KINDS, Ndpi, write_ndpi
 from tests.slides.test_direct_source import difference, direct, everywhere, read
 from tests.slides.tiffs import halved
 
@@ -29,17 +29,6 @@ WIDTH, HEIGHT = 768, 400
 def image() -> np.ndarray:
     """Of 50 rows of JPEG units, so that the last stack of eight has two."""
     return tissue(WIDTH, HEIGHT)
-
-
-KINDS = {
-    "422, whole rows": Ndpi(),
-    "422, intervals of 256": Ndpi(interval=256),
-    "444, whole rows": Ndpi("444"),
-    "444, intervals of 128": Ndpi("444", 128),
-    "several planes": Ndpi(planes=(0, 1, -1), interval=256),
-    "beyond 4 GiB": Ndpi(hole=5 << 30),
-    "beyond 4 GiB, intervals of 256": Ndpi(hole=(9 << 30) - 20_000, interval=256),
-}
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
