@@ -394,6 +394,16 @@ def _reference(facts: dict[str, Any]) -> None:
         np.save(facts["reference"], run(engine.contexts(1), np.load(facts["patches"]), 32))
 
 
+def _kernels(entry: Any, facts: dict[str, Any], batch: int) -> None:
+    """Runs each shape once where the engine compiles its kernels as it runs, and keeps them: seconds to be had side by side."""
+    if entry is not None and facts["variant"].startswith(TENSORRT):
+        with _opened(entry, facts, batch) as engine:
+            engine.contexts(1)
+        if batch == min(facts["batches"]):
+            with _opened(entry, facts, batch, (1,)) as engine:
+                engine.contexts(1)
+
+
 def _work(facts: dict[str, Any]) -> None:
     backend = facts["variant"].split()[0]
     if backend == REFERENCE:
@@ -405,6 +415,7 @@ def _work(facts: dict[str, Any]) -> None:
         for batch in facts["prepare"]:
             try:
                 entry, _ = _entry(facts, batch)
+                _kernels(entry, facts, batch)
                 say(built={"batch": batch, "seconds": round(time.perf_counter() - began, 1), "plan": entry.plan.name})
             except (EngineError, ModelError, OSError) as error:
                 say(failed=f"batch {batch}: {one_line(error, 300)}")
