@@ -60,27 +60,30 @@ def write_heatmap_png(record: SlideRecord, path: Path, wanted: str | None = None
     colour bar, scale bar, names and counts stand around the picture. Raises ValueError for an unknown class, OSError.
     """
     number = heatmap_class(record.classes, wanted)
-    image = draw(record, number)
-    encoded = encode_png(np.asarray(image), {"Title": record.slide, "Software": "slidestream"})
+    encoded = encode_png(draw(record, number), {"Title": record.slide, "Software": "slidestream"})
     write_atomic(path, lambda file: file.write(encoded))
 
 
-def draw(record: SlideRecord, number: int) -> Image.Image:
-    """The whole picture for class ``number``, RGB."""
+def draw(record: SlideRecord, number: int) -> np.ndarray:
+    """The whole picture for class ``number``, uint8 (h, w, 3)."""
     pixels, colours, unread = _slide_picture(record, number)
     legend = Legend(record, number, colours, hatching, unread)
     places = layout(pixels.shape[1], pixels.shape[0])
     image = Image.new("RGB", places.size, (255, 255, 255))
-    image.paste(Image.fromarray(pixels), places.picture)
     pen = ImageDraw.Draw(image)
     x, y = places.picture
-    pen.rectangle((x - 1, y - 1, x + pixels.shape[1], y + pixels.shape[0]), outline=(150, 150, 150))
-    if len(record.state) == 0:
-        draw_emptiness(pen, places)
+    width, height = places.picture_size
+    pen.rectangle((x - 1, y - 1, x + width, y + height), outline=(150, 150, 150))
     draw_header(pen, places, legend)
     draw_legend(image, pen, places, legend)
     draw_footer(pen, places, legend)
-    return image
+    if len(record.state) == 0:
+        image.paste(Image.fromarray(pixels), places.picture)
+        draw_emptiness(pen, places)
+        return np.array(image)
+    whole = np.array(image)  # pixels go in here: on their way through Pillow they would be copied four times
+    whole[y : y + height, x : x + width] = pixels
+    return whole
 
 
 def hatching(height: int, width: int, period: int, top: int = 0) -> np.ndarray:
@@ -95,12 +98,12 @@ def _slide_picture(record: SlideRecord, number: int) -> tuple[np.ndarray, np.nda
     """The slide without its surroundings, RGB; the colours as they look there; tissue that was not analysed."""
     canvas = _background(record)
     height, width = canvas.shape[:2]
-    dark = bool(np.median(canvas[::4, ::4]) < 100)
+    dark = bool(np.median(canvas[::8, ::8]) < 100)
     look = DARK if dark else BRIGHT
     _fade(canvas, dark)
     colours = look.colours()
     known, over = _on_canvas(probability_raster(record, [number]), colours, record, height, width)
-    seen = canvas[::4, ::4][known[::4, ::4]]
+    seen = canvas[::8, ::8][known[::8, ::8]]
     below = np.median(seen, axis=0) if len(seen) else np.full(3, 40.0 if dark else 220.0)
     for band in _bands(height):
         cv2.copyTo(_blend(canvas[band], over[band], look), known[band].view(np.uint8), canvas[band])

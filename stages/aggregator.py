@@ -1,7 +1,7 @@
 """The aggregator: keeps the journal of every slide in work, and acknowledges only what is on disk.
 
 Applying a record twice changes nothing, so the batcher may repeat itself after any crash. Results are grouped: one write
-and one sync for all that came within `aggregator.flush_ms`.
+and one sync for all that came within `aggregator.flush_ms`, or up to the last result of a slide, whose files wait for it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pipeline.link import Link
 from pipeline.rundir import work_folder
 from pipeline.wire import Ask, Begin, Begun, Forget, Journaled, Known, Message, Record
 from pipeline.worker import Post, main
-from results.journal import Journal, JournalError
+from results.journal import PENDING, Journal, JournalError
 
 
 class Aggregator:
@@ -59,6 +59,8 @@ class Aggregator:
             self._since = time.monotonic()
         self._unflushed.append(record.record)
         self._dirty[record.slide] = journal
+        if not (journal.patches.states == PENDING).any():
+            self._since = -self._flush_s  # due now
 
     def _ask(self, ask: Ask) -> None:
         journal = self._open(ask.slide, ask.id, ask.key)

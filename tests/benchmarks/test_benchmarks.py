@@ -13,6 +13,7 @@ from benchmarks import table
 from benchmarks.batcher import Crowd, mind
 from benchmarks.decodes import Sharing, count, planned
 from benchmarks.memory import split
+from results.layout import FORMATS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -81,3 +82,20 @@ def test_bound_is_split_by_kind() -> None:
         ("inference, 3", 33),
     ]
     assert split(bound) == (100, {"supervisor": 5, "reader": 10, "inference": 11})
+
+
+def test_a_fast_gpu_is_kept_busy_over_small_slides() -> None:
+    """With readers for twice its speed, a GPU that takes 3,000 patches in 0.16 s waits for no slide, and slots are full."""
+    command = [sys.executable, "-m", "benchmarks.feeding", "--slides", "12", "--tissue-workers", "2", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)["figures"]
+    assert figures["gpu_busy"] >= 0.97 and figures["slots_filled"] >= 0.97
+
+
+def test_every_file_of_a_slide_is_timed() -> None:
+    """The benchmark of the writers has a row for the journal and for each format."""
+    command = [sys.executable, "-m", "benchmarks.writers", "--patches", "500", "--overview-px", "256", "--rounds", "1"]
+    done = subprocess.run([*command, "--json"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {row[""] for row in json.loads(done.stdout)["rows"]} >= {"journal", *FORMATS}
