@@ -7,13 +7,10 @@ strip lies within the file. MIRAX, VMS and DICOM: every file is there, and each 
 
 from __future__ import annotations
 
-import logging
 import os
-import struct
-
-import numpy as np
 
 from pipeline.service.parts import DICOM, Parts, extension
+from slides import tiff_whole
 from slides.dicom_whole import Instance, examine
 from slides.tiff_index import Directory, TiffError, read_index
 
@@ -27,7 +24,8 @@ def lack(parts: Parts) -> str:
     if extension(parts.files[0]) in DICOM:
         return _dicom([file for file in parts.files if extension(file) in DICOM])
     if is_tiff(parts.files[0]):
-        return _tiff(parts.files[0])
+        with open(parts.files[0], "rb") as file:
+            return tiff_whole.lack(file.fileno(), extension(parts.files[0]) == b".ndpi")
     return ""
 
 
@@ -44,52 +42,6 @@ def index_of(path: bytes) -> tuple[Directory, ...] | None:
             return read_index(file.fileno())
     except TiffError:
         return None
-
-
-def _tiff(path: bytes) -> str:
-    size = os.path.getsize(path)
-    if extension(path) == b".ndpi":
-        return _ndpi(path, size)
-    try:
-        with open(path, "rb") as file:
-            directories = read_index(file.fileno())
-    except TiffError as error:
-        return str(error)
-    for number, directory in enumerate(directories):
-        if directory.tiled:
-            beyond = int(np.count_nonzero(directory.offsets + directory.counts > size))
-            if beyond:
-                tiles = len(directory.offsets)
-                return f"{beyond} of the {tiles} tiles of directory {number} lie past the end of the file"
-    return _strips(path, size, [number for number, directory in enumerate(directories) if not directory.tiled])
-
-
-def _strips(path: bytes, size: int, pages: list[int]) -> str:
-    """Of directories that are not tiled: the label, the macro image and thumbnails. Their pixels are not read."""
-    return _by_tifffile(path, size, pages) if pages else ""
-
-
-def _ndpi(path: bytes, size: int) -> str:
-    # NDPI beyond 4 GB keeps the upper halves of its offsets where TIFF has none; tifffile knows where.
-    return _by_tifffile(path, size, None)
-
-
-def _by_tifffile(path: bytes, size: int, numbers: list[int] | None) -> str:
-    import tifffile
-
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
-    try:
-        with tifffile.TiffFile(os.fsdecode(path)) as tiff:
-            pages = list(tiff.pages) if numbers is None else [tiff.pages[number] for number in numbers]
-            if not pages:
-                return "has no directory"
-            for page in pages:
-                pieces = zip(page.dataoffsets, page.databytecounts, strict=False)
-                if any(offset + count > size for offset, count in pieces):
-                    return f"strips of directory {page.index} lie past the end of the file"
-    except (tifffile.TiffFileError, IndexError, KeyError, TypeError, ValueError, struct.error) as error:
-        return f"its directories cannot be read: {error}"
-    return ""
 
 
 def _dicom(files: list[bytes]) -> str:

@@ -99,7 +99,10 @@ def test_a_stamp_changes_with_size_and_time_of_any_file() -> None:
     """And not with the order in which they are found."""
     files = [(b"a", 1, 1), (b"b", 2, 2)]
     assert stamp(files) == stamp(files[::-1])
-    assert len({stamp(files), stamp([(b"a", 1, 2), (b"b", 2, 2)]), stamp(files[:1]), stamp([(b"a", 1, 1), (b"c", 2, 2)])}) == 4
+    assert (
+        len({stamp(files), stamp([(b"a", 1, 2), (b"b", 2, 2)]), stamp(files[:1]), stamp([(b"a", 1, 1), (b"c", 2, 2)])})
+        == 4
+    )
 
 
 def test_an_unreadable_file_has_a_stand_in() -> None:
