@@ -61,12 +61,12 @@ def add_parser(verbs: Any) -> None:
     )
     add_trial(build)
     add_common(build)
-    tensorrt = build.add_argument_group("backend tensorrt")
+    tensorrt = build.add_argument_group("backend tensorrt (defaults of numbers: inference.build in the configuration)")
     tensorrt.add_argument(
         "--flavour", choices=("tensorrt", "tensorrt_rtx"), help="TensorRT to use (default: what is there)"
     )
-    tensorrt.add_argument("--level", type=int, choices=range(6), metavar="0-5", help="how hard it tries (default: 3)")
-    tensorrt.add_argument("--timing-iterations", type=int, metavar="N", help="runs averaged (default: 4)")
+    tensorrt.add_argument("--level", type=int, choices=range(6), metavar="0-5", help="how hard it tries")
+    tensorrt.add_argument("--timing-iterations", type=int, metavar="N", help="runs averaged")
     tensorrt.add_argument("--aux-streams", type=int, metavar="N", help="streams beside each context's own")
     tensorrt.add_argument("--workspace", type=int, metavar="MIB", help="scratch memory that a kernel may take")
     tensorrt.add_argument("--tf32", action="store_true", default=None, help="let fp32 products run in TF32")
@@ -167,7 +167,7 @@ def _tensorrt(job: _Job) -> Made:
 
     args = job.args
     flavour = load_flavour(args.flavour)
-    options = _options(args, flavour)
+    options = _options(args, job.config, flavour)
     gpu = job.measuring("--precision auto") if args.precision == "auto" else job.gpu
     wants_tissue = args.precision in ("auto", "int8") and args.calibrate
     calibration = job.trials.calibration(args.calibrate) if wants_tissue else None
@@ -263,19 +263,25 @@ def _plan_mib(entry: Entry) -> int:
     return int(entry.record["plan"]["size"]) >> 20
 
 
-def _options(args: argparse.Namespace, flavour: Any) -> BuildOptions:
+def _options(args: argparse.Namespace, config: Config, flavour: Any) -> BuildOptions:
+    """What the command line says, else the configuration."""
     from engines.recipe import BuildOptions
 
     capabilities, hardware = _targets(args.targets, flavour)
-    given = {
-        "optimization_level": args.level,
-        "timing_iterations": args.timing_iterations,
-        "aux_streams": args.aux_streams,
-        "workspace_mib": args.workspace,
-        "tf32": args.tf32,
-    }
-    kept = {name: value for name, value in given.items() if value is not None}
-    return BuildOptions(**kept, compute_capabilities=capabilities, hardware=hardware)
+    build = config.inference.build
+
+    def given(said: int | None, otherwise: int | None) -> int | None:
+        return otherwise if said is None else said
+
+    return BuildOptions(
+        optimization_level=build.level if args.level is None else args.level,
+        timing_iterations=args.timing_iterations or build.timing_iterations,
+        aux_streams=given(args.aux_streams, build.aux_streams),
+        workspace_mib=given(args.workspace, build.workspace_mib),
+        tf32=bool(args.tf32),
+        compute_capabilities=capabilities,
+        hardware=hardware,
+    )
 
 
 def _targets(names: tuple[str, ...], flavour: Any) -> tuple[tuple[str, ...], str]:

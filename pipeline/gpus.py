@@ -260,6 +260,8 @@ def _build_words(config: Config, model: Model) -> list[str]:
     words = ["engine", "build", str(model.directory), "--backend", backend, "--precision", inference.precision]
     if inference.engines:
         words += ["--engines", inference.engines]
+    for name, value in inference.build.model_dump(exclude_defaults=True).items():
+        words += ["--set", f"inference.build.{name}={value}"]
     return words
 
 

@@ -124,6 +124,19 @@ class Batcher(Section):
     )
 
 
+class Build(Section):
+    """How engines of TensorRT are built, by `slidestream engine build` (its options go before) or by a run."""
+
+    level: int = _key(3, "How hard the builder tries: 0 takes the first kernel that runs, 5 compares all.", ge=0, le=5)
+    timing_iterations: int = _key(4, "Runs that are averaged where kernels are compared.", ge=1, le=100)
+    aux_streams: Annotated[int, Field(ge=0, le=16)] | None = _key(
+        None, "Streams beside each context's own; 0 is leaner with several contexts, null leaves it to TensorRT."
+    )
+    workspace_mib: Annotated[int, Field(ge=1, le=262144)] | None = _key(
+        None, "Scratch memory that a kernel may take, in MiB; null: all of the GPU."
+    )
+
+
 class Inference(Section):
     """The processes that run the model."""
 
@@ -143,6 +156,7 @@ class Inference(Section):
     missing: Literal["refuse", "build"] = _key(
         "refuse", "Where no engine fits the GPU: refuse to start, or build one first, verified on slides of this run."
     )
+    build: Build = Field(Build(), description=Build.__doc__)
     fallback: Literal["none", "cpu"] = _key(
         "none", "Where there is no GPU that can be used: refuse to start, or use the engine onnx and say so."
     )

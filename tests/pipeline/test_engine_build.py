@@ -104,6 +104,19 @@ def test_builder_options_are_in_the_identity(cache: EngineCache, tmp_path: Path)
     assert (options["timing_iterations"], options["tf32"]) == (4, False)
 
 
+def test_builder_options_of_the_configuration(cache: EngineCache, tmp_path: Path) -> None:
+    """They are a site's own; the command line goes before, also with a nought."""
+    if not flavour().portable:
+        pytest.skip("builds only where there is a GPU")
+    config = tmp_path / "site.yaml"
+    config.write_text("inference:\n  build:\n    level: 2\n    timing_iterations: 8\n    aux_streams: 1\n")
+    command = ("--precision", "fp32", "--config", config, "--set", "inference.build.workspace_mib=64")
+    assert build(mixed(tmp_path / "model"), *command, "--level", 0, "--aux-streams", 0) == 0
+    (entry,) = cache.entries()
+    names = ("optimization_level", "timing_iterations", "aux_streams", "workspace_mib")
+    assert [entry.identity.options[name] for name in names] == [0, 8, 0, 64]
+
+
 def test_several_patch_sizes(cache: EngineCache, tmp_path: Path) -> None:
     """Where the network takes any size; one that does not is refused before the build."""
     if not flavour().portable:

@@ -215,6 +215,12 @@ class TestWhichEngine:
         text = refused(shelf)
         assert text.startswith(f"{shelf.cache.folder}: no engine of tiny can be used: none has been built; build one: ")
 
+    def test_the_command_has_the_builder_options_of_the_configuration(self, shelf: Shelf):
+        """Those that are not the defaults: the engine is to be built as the site wants it."""
+        assert "inference.build" not in refused(shelf)
+        text = refused(shelf, "inference.build.level=5", "inference.build.timing_iterations=4")
+        assert " --set inference.build.level=5 --verify-on " in text and "timing_iterations" not in text
+
     def test_none_built_while_another_backend_is_not_installed(self, shelf: Shelf):
         """That PyTorch is missing is not why: TensorRT would do."""
         there = found(flavours=(TRT,), reasons={"aoti": "backend aoti wants PyTorch"})
