@@ -155,20 +155,22 @@ class Run:
 def start(
     inputs: Sequence[Path],
     out: Path,
-    model: Path,
+    model: Path | Sequence[Path],
     *sets: str,
     sabotage: dict[str, dict] | None = None,
     temporary: Path | None = None,
     ordinary: bool = False,
 ) -> Run:
-    """`slidestream run INPUT... --out OUT --model MODEL --set ...`, in the background.
+    """`slidestream run INPUT... --out OUT --model MODEL... --set ...`, in the background.
 
     `temporary`: that of an earlier run. `ordinary`: also where root runs the tests, modes of files count.
     """
     temporary = temporary or Path(tempfile.mkdtemp(prefix="e2e-"))
     temporary.mkdir(exist_ok=True)
     marks = Path(tempfile.mkdtemp(prefix="e2e-marks-"))
-    command = [sys.executable, "-m", "pipeline.cli", "run", *map(str, inputs), "--out", str(out), "--model", str(model)]
+    models = [model] if isinstance(model, Path) else model
+    command = [sys.executable, "-m", "pipeline.cli", "run", *map(str, inputs), "--out", str(out)]
+    command += [word for one in models for word in ("--model", str(one))]
     command += ["--no-progress", *(word for value in sets for word in ("--set", value))]
     path = [str(ROOT), *([str(SABOTAGE)] if sabotage else [])]
     environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": os.pathsep.join(path)}
