@@ -14,6 +14,7 @@ of: bits that flipped within a JPEG's coefficients give pixels that are wrong, w
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import itertools
 import math
@@ -296,8 +297,10 @@ def _mpp(path: str, properties: Mapping[str, str], configured: float | None) -> 
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
-        problem = f"must hold one or two numbers, µm per pixel ({error})"
-        raise SlideError(sidecar, problem, "correct it or remove it") from error
+        # A slide whose own name is as long as the file system allows cannot have a sidecar.
+        if getattr(error, "errno", None) != errno.ENAMETOOLONG:
+            problem = f"must hold one or two numbers, µm per pixel ({error})"
+            raise SlideError(sidecar, problem, "correct it or remove it") from error
     else:
         return check_mpp(x, sidecar), check_mpp(y, sidecar), "sidecar"
     text_x, text_y = properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y")

@@ -242,6 +242,12 @@ def test_sidecar_gives_the_mpp(slide: Path) -> None:
     assert open_source(slide, 0.4).info.mpp_source == "configuration"
 
 
+def test_a_slide_with_the_longest_name_needs_no_sidecar(slide: Path) -> None:
+    """No file could be called `<slide>.mpp` there."""
+    path = slide.rename(slide.parent / f"{'x' * 251}.tif")
+    assert open_source(path, None).info.mpp_source == "slide"
+
+
 @pytest.mark.parametrize("text", ["", "a quarter", "1 2 3", "72"])
 def test_a_wrong_sidecar_is_an_error(slide: Path, text: str) -> None:
     """It is not passed over in silence."""
