@@ -19,6 +19,7 @@ from pipeline.overrides import ConfigError
 from pipeline.rundir import PRIVATE, RunDir
 
 MAX_BYTES = 1 << 20
+ANSWER_BYTES = 64 << 20
 ANSWER_S = 10.0
 
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
@@ -74,17 +75,26 @@ def ask(out: Path, question: dict[str, Any], timeout_s: float = ANSWER_S) -> dic
         raise ConfigError(f"{out}: no run is under way there ({error.strerror})") from error
     if not run.control_path.exists():
         raise ConfigError(f"{out}: no run is under way there; the last one ended without cleaning up")
+    try:
+        answer = put(run.control, question, timeout_s)
+    except TimeoutError:
+        raise ConfigError(f"{out}: its run does not answer within {timeout_s:g} s") from None
+    if not answer.get("ok"):
+        raise ConfigError(f"{out}: {answer.get('said', 'refused')}")
+    return answer
+
+
+def put(address: str, question: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    """The answer from the control socket at `address`, refusals included. TimeoutError where none comes."""
     context = zmq.Context()
     try:
         socket = context.socket(zmq.REQ)
         socket.setsockopt(zmq.LINGER, 0)
-        socket.connect(run.control)
+        socket.setsockopt(zmq.MAXMSGSIZE, ANSWER_BYTES)
+        socket.connect(address)
         socket.send(json.dumps(question).encode())
         if not socket.poll(timeout_s * 1000):
-            raise ConfigError(f"{out}: its run does not answer within {timeout_s:g} s")
-        answer = json.loads(socket.recv())
+            raise TimeoutError(f"no answer within {timeout_s:g} s")
+        return json.loads(socket.recv())
     finally:
         context.destroy(linger=0)
-    if not answer.get("ok"):
-        raise ConfigError(f"{out}: {answer.get('said', 'refused')}")
-    return answer

@@ -44,9 +44,8 @@ def bottleneck(
         return f"{inference} not at work yet: no process of it is ready, or no time has been measured"
     busy, _, blocked = share["inference"]
     idle = f"{inference} idle {100 * (1 - busy):.0f} %"
-    if busy >= AIM or busy >= max(part[0] for part in share.values()):
-        if busy >= LIMITS:
-            return _inference_limits(inference, busy, stages, share, on_gpu)
+    if busy >= AIM or (busy >= LIMITS and busy >= max(part[0] for part in share.values())):
+        return _inference_limits(inference, busy, stages, share, on_gpu)
     if not backlog:
         return f"{idle}: no slide waits"
     limiting = max((kind for kind in share if kind != "inference"), key=lambda kind: share[kind][0], default="")

@@ -49,16 +49,15 @@ def ready(look: Snapshot) -> Verdict:
 def progressing(look: Snapshot, stuck_s: float) -> Verdict:
     """Not so where slides could be worked on and no patch has been settled for `stuck_s` seconds.
 
-    The age counts from the later of the last result and the time since when slides wait: one that was just delivered to an
-    idle service is no lack of progress.
+    Counts from the later of the last result and the time since when there has been such work: a slide that was just
+    delivered to an idle service is no lack of progress.
     """
     if not look.answers:
         return live(look)
     if not look.ledger:
         return _verdict([look.problem or "the ledger cannot be read"])
-    waited = max(look.oldest_s.values(), default=0.0)
-    age = waited if look.last_result_age_s is None else min(waited, look.last_result_age_s)
-    if look.backlog and look.workable and age > stuck_s:
+    age = look.workable_s if look.last_result_age_s is None else min(look.workable_s, look.last_result_age_s)
+    if look.workable and age > stuck_s:
         return _verdict([f"{look.backlog} slides are unfinished and nothing has come out for {duration(age)}"])
     if look.backlog and not look.workable:
         return _verdict([], ["nothing can be worked on: what waits is held or waits for its next try"])

@@ -27,19 +27,29 @@ class Recent:
 
     def __init__(self) -> None:
         self._samples: deque[Sample] = deque()
-        self._highest = 0
+        self._highest: int | None = None
+        self._workable_since: float | None = None
         self.progress_at: float | None = None
-        """When more patches were settled than ever before; of the first look, if none has been since."""
+        """When more patches were settled than ever before; None while that was not seen."""
 
     def add(self, sample: Sample) -> None:
         """A new look. Counts that fell (the batcher was replaced) are no progress until they are higher than ever."""
-        if self.progress_at is None or sample.patches > self._highest:
-            self._highest, self.progress_at = sample.patches, sample.at
+        if self._highest is not None and sample.patches > self._highest:
+            self.progress_at = sample.at
+        self._highest = max(sample.patches, self._highest or 0)
         while len(self._samples) > 1 and sample.at - self._samples[1].at >= WINDOW_S:
             self._samples.popleft()
         if len(self._samples) > 1 and sample.at - self._samples[-2].at < _APART_S:
             self._samples.pop()  # many who ask must not fill memory, or push out what is old enough to compare with
         self._samples.append(sample)
+
+    def workable_s(self, workable: bool, at: float) -> float:
+        """To be told at each look whether there is work that could be done; for how many seconds there has been."""
+        if not workable:
+            self._workable_since = None
+        elif self._workable_since is None:
+            self._workable_since = at
+        return 0.0 if self._workable_since is None else at - self._workable_since
 
     @property
     def oldest(self) -> Sample | None:

@@ -106,9 +106,16 @@ def snapshot(
     """Puts together what was seen. `facts`: None where the ledger could not be read; `run`: the supervisor's answer, None
     where there was none; `recent` has had the answer's sample; `now` in seconds since 1970, `at` on the clock of `recent`.
     """
-    ours = {"time": now, "version": version, "answers": run is not None, "ledger": facts is not None, "problem": problem}
+    ours = {
+        "time": now,
+        "version": version,
+        "answers": run is not None,
+        "ledger": facts is not None,
+        "problem": problem,
+    }
     ledger = {} if facts is None else {field.name: getattr(facts, field.name) for field in fields(facts)}
     last = ledger.pop("last_result", None)
+    ledger["workable_s"] = recent.workable_s(facts is not None and facts.workable, at)
     if recent.progress_at is not None:
         last = max(last or 0.0, now - (at - recent.progress_at))
     if run is None:
@@ -159,4 +166,3 @@ def _gpus(run: Mapping[str, Any], recent: Recent) -> tuple[Gpu, ...]:
         )
         for worker, values in sorted((run.get("telemetry") or {}).items())
     )
-

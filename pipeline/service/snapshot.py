@@ -60,8 +60,8 @@ class Snapshot:
     `answers`: the supervisor answered; if it did not, `problem` says why and all that only it knows is empty. `ledger`: the
     ledger could be read. `slides`: by state and class of urgency, now; `finished`: how often that happened, by state and
     class; `failures`: how often, by kind of reason; `failing`: by kind, slides in quarantine or waiting for another try.
-    `backlog` are the unfinished slides, `workable` says that one of them could be worked on now: its folder and results are
-    not held. `patches_*` are since the service started. `stages` have seconds since then, summed over their workers.
+    `backlog` are the unfinished slides, `workable` says that one of them could be worked on now (its folder and results
+    are not held, its next try is due), `workable_s` for how long that was seen at every look. `patches_*` are since the service started. `stages` have seconds since then, summed over their workers.
     """
 
     time: float
@@ -80,6 +80,7 @@ class Snapshot:
     risks: tuple[Risk, ...] = ()
     backlog: int = 0
     workable: bool = False
+    workable_s: float = 0.0
     held: Mapping[str, int] = field(default_factory=dict)
     stuck: int = 0
     unsent: Mapping[str, int] = field(default_factory=dict)
