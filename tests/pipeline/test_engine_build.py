@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -11,20 +12,24 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import onnxruntime as ort
 import pytest
+from PIL import Image
 
 from engines import backend as backend_module
 from engines import cuda as cuda_module
 from engines.aoti_build import FLAVOUR as AOTI
 from engines.cache import EngineCache, Entry, record_verification
 from engines.errors import EngineError, ModelError
-from pipeline import engine_build
+from engines.gpu_engine import GpuEngine
+from pipeline import engine_build, engine_trial
 from pipeline.config import ConfigError
 from pipeline.engine_command import add_parser
 from pipeline.engine_trial import opened
-from tests.engines.fake_gpu import GPU
-from tests.engines.nets import FREE, convolutions, deep, flavour, mixed
+from tests.engines.fake_gpu import GPU, FakeDevice, FakeNetwork
+from tests.engines.nets import FREE, SIDE, convolutions, deep, flavour, folded, mixed, noise
 from tests.engines.test_cache import BUILT, RTX, make_identity
+from tests.engines.tiny import tiny_config
 
 VERIFIED = {
     "passed": True, "reason": "", "bound": 0.005, "loss": 0.001, "patches": 300, "max_difference": 0.01,
@@ -130,6 +135,81 @@ def test_several_patch_sizes(cache: EngineCache, tmp_path: Path) -> None:
         build(convolutions(tmp_path / "one"), *options)
 
 
+def labelled(folder: Path) -> Path:
+    """Twenty pictures of each label."""
+    for index, patch in enumerate(noise(40)):
+        place = folder / ("class 0", "class 1")[index % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(patch).save(place / f"{index}.png")
+    return folder
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "auto"])
+def test_a_precision_is_chosen(
+    cache: EngineCache, gpu: None, tmp_path: Path, capsys, monkeypatch, backend: str
+) -> None:
+    """Sampled, built by TensorRT, verified, timed, chosen: all for real but the GPU, on which ONNX Runtime computes."""
+    if not flavour().portable:
+        pytest.skip("builds only where there is a GPU")
+    model = mixed(tmp_path / "model")
+    session = ort.InferenceSession(folded(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    asked: list[int] = []
+
+    def answering(entry: Entry, patch_px: int) -> GpuEngine:
+        asked.append(patch_px)
+        device = FakeDevice()
+        network = FakeNetwork(device, lambda patches: session.run(None, {"patches": patches})[0], patch_px=patch_px)
+        return GpuEngine("fake", device, network, classes=2, patch_px=patch_px, max_batch=8)
+
+    monkeypatch.setattr(engine_trial, "opened", answering)
+    command = ("--backend", backend, "--batch", "1/4/8", "--labelled", labelled(tmp_path / "labelled"))
+    assert build(model, *command) == 0
+    (entry,) = cache.entries()
+    captured = capsys.readouterr()
+    assert captured.out.strip() == str(entry.plan) and entry.identity.precision == "fp16" and asked == [SIDE]
+    found = entry.verification(GPU)
+    assert found["passed"] and found["labelled"] == 40 and found["auc"] is not None and found["patches_per_s"] > 0
+    reasons = entry.record["choice"]["reasons"]
+    assert any("int8: not tried" in reason for reason in reasons) and "chosen: " in reasons[-1]
+    assert "batches of up to 8" in captured.err and "verified: loss" in captured.err
+    # Without PyTorch, or because the model has no PyTorch network: either is told.
+    assert backend != "auto" or any(reason.startswith("aoti: ") for reason in reasons)
+
+
+def test_aoti_by_command(cache: EngineCache, tmp_path: Path, capsys, monkeypatch) -> None:
+    """A model imported from PyTorch, compiled, verified, timed and chosen for real: for the processor instead of a GPU."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed (the extra `import`)")
+    from engines.aoti import open_aoti
+    from engines.aoti_build import HOST
+    from engines.import_model import import_model
+    from tests.engines.host_device import HostDevice
+
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 4, 4),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(8, 2),
+    )
+    torch.jit.save(torch.jit.trace(network.eval(), torch.zeros(2, 3, SIDE, SIDE)), tmp_path / "net.pt")
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config(classes=("class 0", "class 1"), patch_px=SIDE)))
+    model = import_model(tmp_path / "net.pt", tmp_path / "model", config=tmp_path / "config.json").model
+    monkeypatch.setattr(cuda_module, "find_gpu", lambda device=0: HOST)
+
+    def on_host(entry: Entry, patch_px: int) -> GpuEngine:
+        options = {"classes": 2, "patch_px": patch_px, "max_batch": 4, "unverified": True}
+        return open_aoti(entry.plan, on=HostDevice(), **options)
+
+    monkeypatch.setattr(engine_trial, "opened", on_host)
+    command = ("--backend", "aoti", "--batch", "1/4/4", "--labelled", labelled(tmp_path / "labelled"))
+    assert build(model.directory, *command) == 0
+    (entry,) = cache.entries()
+    assert capsys.readouterr().out.strip() == str(entry.plan)
+    assert (entry.identity.flavour, entry.identity.precision) == (AOTI, "fp16")
+    assert entry.verification(HOST)["passed"] and entry.record["choice"]["reasons"][-1] == "chosen: fp16"
+
+
 class Shelf:
     """Backends that put an engine into the cache, verified at some speed, instead of building one."""
 
@@ -213,7 +293,7 @@ def test_engines_are_opened_by_the_backend_that_built_them(cache: EngineCache, t
     """Verification opens packages of AOTInductor too; here neither has a GPU, or is not even installed."""
     release = RTX if name == "tensorrt" else RTX.__class__(AOTI, "2.6", None)
     entry = cache.put("mine", make_identity(release), BUILT, GPU)
-    with pytest.raises(EngineError, match="TensorRT|cuda-python|no GPU" if name == "tensorrt" else "PyTorch|GPU"):
+    with pytest.raises(EngineError, match="TensorRT|cuda-python|GPU" if name == "tensorrt" else "PyTorch|cuda-python|GPU"):
         opened(entry, 224)
 
 
