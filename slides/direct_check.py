@@ -92,7 +92,18 @@ def decoder_may_shrink(file: TileFile, level: TileLevel, factor: int) -> bool:
 
 
 def _richest(level: TileLevel) -> list[int]:
-    return np.argsort(level.directory.counts, kind="stable")[::-1][:_RICHEST].tolist()
+    counts = np.where(level.directory.counts > level.longest, 0, level.directory.counts)
+    return np.argsort(counts, kind="stable")[::-1][:_RICHEST].tolist()
+
+
+def _lies(level: TileLevel, x: int, y: int, size: int) -> bool:
+    """Whether the index says of a tile there that it has more bytes than can be: OpenSlide ends the process when it
+    cannot allocate them."""
+    directory = level.directory
+    counts = directory.counts.reshape(directory.rows, directory.columns)
+    rows = slice(y // directory.tile_height, (y + size) // directory.tile_height + 1)
+    columns = slice(x // directory.tile_width, (x + size) // directory.tile_width + 1)
+    return bool((counts[rows, columns] > level.longest).any())
 
 
 def _places(level: TileLevel, downsample: float, size: int) -> Iterator[tuple[int, int]]:
@@ -109,7 +120,7 @@ def _places(level: TileLevel, downsample: float, size: int) -> Iterator[tuple[in
     over_corner = (corners[0][0] + width - size // 2, corners[0][1] + height - size // 2)
     far = (max(0, directory.width - size // 2), max(0, directory.height - size // 2))
     chosen = [inner[0], over_corner, far, *inner[1:]] if level.number == 0 else inner
-    yield from chosen[:_TRIES]
+    yield from [place for place in chosen if not _lies(level, *place, size)][:_TRIES]
 
 
 def _level_0(place: int, downsample: float) -> int:

@@ -147,14 +147,19 @@ def write_jpeg_tiff(
     description: str = "",
     mpp: float = 0.5,
     change: Change | None = None,
+    lie: Callable[[int, dict], None] | None = None,
 ) -> Path:
-    """Write the levels, one directory each, in the order given. `change(level, tiles)` may replace the stored streams."""
+    """Write the levels, one directory each, in the order given. `change(level, tiles)` may replace the stored streams,
+    `lie(level, tags)` spoil what the directory says."""
     writer = Writer(flavour.order, flavour.big)
     for number, image in enumerate(levels):
         tiles = tiles_of(image, flavour, 2 if flavour.tables else 0)
         if change is not None:
             tiles = change(number, tiles)
-        writer.directory(tags(image, flavour, tiles, writer, description, mpp, number))
+        entries = tags(image, flavour, tiles, writer, description, mpp, number)
+        if lie is not None:
+            lie(number, entries)
+        writer.directory(entries)
     path.write_bytes(writer.finish())
     return path
 

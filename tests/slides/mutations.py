@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 
@@ -11,7 +15,9 @@ def flip(rng: np.random.Generator, data: bytearray) -> None:
 
 
 def overwrite(rng: np.random.Generator, data: bytearray) -> None:
-    value = int(rng.choice([0, 1, 8, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, len(data), len(data) - 4, rng.integers(1 << 32)]))
+    value = int(
+        rng.choice([0, 1, 8, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, len(data), len(data) - 4, rng.integers(1 << 32)])
+    )
     width = int(rng.choice([2, 4, 8]))
     at = int(rng.integers(max(1, len(data) - width)))
     data[at : at + width] = value.to_bytes(8, "little")[:width]
@@ -33,3 +39,19 @@ def mutate(rng: np.random.Generator, data: bytearray) -> None:
     """Spoil the data in one way, in place."""
     if len(data) > 16:
         _KINDS[rng.integers(len(_KINDS))](rng, data)
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Fail a test whose body takes longer: one input must not hang the reader. For the main thread."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError(f"took more than {seconds:g} s: it hangs")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
