@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.service.lifecycle import AT_REST, UNFINISHED, State, Urgency
+from pipeline.service.reasons import Kind
 from pipeline.service.snapshot import Risk, Turnaround
 from pipeline.service.view import View
 
@@ -42,7 +43,7 @@ class Figures(View):
         super().__init__(connection)
         self._counted = 0
         self._finished = {state: dict.fromkeys(Urgency, 0) for state in sorted(AT_REST)}
-        self._failures: defaultdict[str, int] = defaultdict(int)
+        self._failures = {str(kind): 0 for kind in Kind}
 
     def facts(self, now: float) -> Facts:
         """All figures, of one moment. `now` in seconds since 1970. sqlite3.Error where the file cannot be read."""

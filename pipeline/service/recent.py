@@ -27,21 +27,26 @@ class Recent:
 
     def __init__(self) -> None:
         self._samples: deque[Sample] = deque()
-        self._highest: int | None = None
+        self._highest: dict[str, int] = {}
         self._workable_since: float | None = None
         self.progress_at: float | None = None
         """When more patches were settled than ever before; None while that was not seen."""
 
     def add(self, sample: Sample) -> None:
         """A new look. Counts that fell (the batcher was replaced) are no progress until they are higher than ever."""
-        if self._highest is not None and sample.patches > self._highest:
+        before = self._highest.get("settled", sample.patches)
+        if self.highest("settled", sample.patches) > before:
             self.progress_at = sample.at
-        self._highest = max(sample.patches, self._highest or 0)
         while len(self._samples) > 1 and sample.at - self._samples[1].at >= WINDOW_S:
             self._samples.popleft()
         if len(self._samples) > 1 and sample.at - self._samples[-2].at < _APART_S:
             self._samples.pop()  # many who ask must not fill memory, or push out what is old enough to compare with
         self._samples.append(sample)
+
+    def highest(self, counter: str, value: int) -> int:
+        """The most that a counter has ever had: a new batcher counts again from the journals, and counters must not fall."""
+        self._highest[counter] = max(value, self._highest.get(counter, 0))
+        return self._highest[counter]
 
     def workable_s(self, workable: bool, at: float) -> float:
         """To be told at each look whether there is work that could be done; for how many seconds there has been."""

@@ -49,7 +49,8 @@ def test_ledger_in_figures(ledger, figures):
     assert facts.slides["complete"] == {"stat": 1, "routine": 0}
     assert facts.slides["quarantined"] == {"stat": 0, "routine": 1}
     assert facts.finished["complete"]["stat"] == 1
-    assert facts.failures == {"bad_slide": 1} and facts.failing == {"bad_slide": 1}
+    assert facts.failures == {kind: int(kind is Kind.BAD_SLIDE) for kind in Kind}
+    assert facts.failing == {"bad_slide": 1}
     assert facts.oldest_s == {"stat": 0.0, "routine": 80.0}
     assert facts.turnaround["stat"].p50_s == 50.0
     assert facts.backlog == 1 and facts.workable
@@ -125,6 +126,12 @@ def test_progress_is_more_than_ever():
     for second, patches in enumerate([100, 50, 100, 101, 101]):
         recent.add(Sample(float(second), patches))
     assert recent.progress_at == 3.0
+
+
+def test_counters_never_fall():
+    """A batcher that was replaced has to read the journals first; meanwhile its lower counts are not passed on."""
+    recent = Recent()
+    assert [recent.highest("inferred", count) for count in (10, 4, 9, 12)] == [10, 10, 10, 12]
 
 
 def test_gpu_busy_survives_a_new_worker():
