@@ -221,7 +221,7 @@ def model_directory(name: str, folder: Path, side: int = 224, module: nn.Module 
     return folder
 
 
-def write(name: str, folder: Path, side: int = 224, verified: int = 256, calibrated: int = 500) -> None:
+def write(name: str, folder: Path, side: int = 224, verified: int = 256, calibrated: int = 128) -> None:
     """A model directory with all that benchmarks want of a network: the graph, a torch.export program, weights (for `load`),
     and, for PyTorch's DataLoader, `loader/` with TorchScript; `patches.npy` and `calibration.npy` of noise beside it."""
     module = network(name, side, "cuda" if torch.cuda.is_available() else "cpu").cpu().eval()
