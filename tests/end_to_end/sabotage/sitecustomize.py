@@ -8,6 +8,7 @@ E2E_SABOTAGE is JSON, {kind of stage: {...}}, with any of
     segv_at             [name of the slide's file, x, y]: reading that patch ends the process by SIGSEGV (reader)
     segv_crc            CRC-32 of a patch's pixels: inferring it does (inference)
     segv_open           name of a slide's file: opening it does (reader)
+    never               name of a worker whose engine never opens (inference)
 """
 
 from __future__ import annotations
@@ -76,7 +77,17 @@ def _reader(plan: dict, trap: _Trap) -> None:
 
 
 def _inference(plan: dict, trap: _Trap) -> None:
+    from engines import engine as opening
     from engines import onnx_engine
+    from engines.errors import EngineError
+
+    if plan.get("never") == _argument("--name"):
+
+        def refuse(*arguments, **named):
+            time.sleep(1.0)  # so that others of its kind have come up meanwhile
+            raise EngineError("this GPU has fallen off the bus")
+
+        opening.open_engine = refuse
 
     engine = onnx_engine.OnnxEngine
     run = engine.run
