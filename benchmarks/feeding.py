@@ -100,7 +100,7 @@ class World:
             DispatchSettings(
                 run="r", folder="/nowhere", batch=a.batch, slots=slots, overview_slots=a.overview_slots, reserved=0,
                 delay_urgent_ms=20, delay_routine_ms=200, delay_hungry_ms=20, floor=0.1, ahead=a.ahead, window=256,
-                classes=CLASSES, patience=dict.fromkeys(("reader", "tissue", "inference", "aggregator", "writer"), 1e9),
+                classes=(CLASSES,), patience=dict.fromkeys(("reader", "tissue", "inference", "aggregator", "writer"), 1e9),
             ),
             1,
         )  # fmt: skip

@@ -31,6 +31,7 @@ from pipeline.outdir import hold, run_directory
 from pipeline.placement import place_all, result_hashes
 from pipeline.progress import Progress
 from pipeline.rundir import RunDir, work_folder
+from pipeline.staging import Staging, StagingError
 from pipeline.status import bottleneck
 from pipeline.submissions import Earlier, Submissions, Verdict
 from pipeline.supervisor import Ending, Supervisor
@@ -85,13 +86,17 @@ def run_slides(found: list[Found], config: Config, options: Options, notices: li
             memory_at_most_mib=sum(size for _, size in bound) // MIB,
             **({"gpus": [str(device.gpu) for device in placement.devices]} if placement.devices else {}),
         )
+        staging: Staging | None = None
         try:
             keys = result_keys(models, result_hashes(config, placement, models))
             settings = _settings(private, out, config, models, keys)
             look = _looker(folders, private, keys, config.results.formats)
-            submissions = Submissions(found, config.batcher.urgent, look)
+            staging = _staging(config)
+            submissions = Submissions(found, config.batcher.urgent, look, staging)
             ending, watch, elapsed_s = _supervise(run, settings, config, models, placement, submissions, sink, progress)
         finally:
+            if staging is not None:
+                staging.close()
             progress.close()
         for verdict in submissions.verdicts.values():
             if verdict.state == "complete":  # an aggregator that was killed at the end may have left its journal
@@ -111,6 +116,20 @@ def run_slides(found: list[Found], config: Config, options: Options, notices: li
         shown = [str(folder) for folder in result_folders(options.out, models)]
         print(summary(record, shown), file=sys.stderr, flush=True)
     return Result(code, record)
+
+
+def _staging(config: Config) -> Staging | None:
+    if config.slides.stage_dir is None:
+        return None
+
+    def warn(slide: str, reason: str) -> None:
+        structlog.get_logger().warning(reason, slide=slide)
+
+    limit, patience_s = int(config.slides.stage_gb * 1e9), config.slides.read_timeout_s
+    try:
+        return Staging(Path(config.slides.stage_dir).expanduser().absolute(), limit, patience_s, warn)
+    except StagingError as error:
+        raise ConfigError(f"slides.stage_dir {error}") from error
 
 
 def _open_sink(config: Config, out: Path, progress: Progress) -> LogSink:

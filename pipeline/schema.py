@@ -59,6 +59,15 @@ class Slides(Section):
         "needs the bytes. More, with a higher reader.credit, for a slow network share.",
         ge=1, le=64,
     )  # fmt: skip
+    stage_dir: Text | None = _key(
+        None,
+        "Folder on a local disk to which slides are copied before they are read, while earlier ones run: for slides on a slow "
+        "share. null: slides are read from where they lie. Urgent slides are never copied.",
+    )
+    stage_gb: float = _key(
+        50.0, "Most that the copies in slides.stage_dir may take at a time, in GB; a larger slide is not copied.",
+        ge=0.001, le=1_000_000,
+    )  # fmt: skip
     read_timeout_s: float = _key(
         30.0, "A slide reader that needs longer than this for one patch is replaced, in seconds.", ge=1, le=3600
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 
+from pipeline.staging import Staging
 from pipeline.wire import SlideDone, Submit
 from slides.discover import Found
 
@@ -42,15 +43,20 @@ class Earlier:
 
 @dataclass(slots=True)
 class Submissions:
-    """Urgent slides first, then in the order given. `look(found)` reads what is known of a slide from disk."""
+    """Urgent slides first, then in the order given. `look(found)` reads what is known of a slide from disk.
+
+    With `staging`, a routine slide is submitted when its copy is there, in order.
+    """
 
     found: list[Found]
     urgent: tuple[str, ...]
     look: Callable[[Found], Earlier]
+    staging: Staging | None = None
     verdicts: dict[int, Verdict] = field(default_factory=dict)
     under_way: dict[int, Submit] = field(default_factory=dict)
     carried: dict[str, int] = field(default_factory=dict)
     _queue: deque[int] = field(default_factory=deque)
+    _staged: deque[Submit] = field(default_factory=deque)  # known, but for where to read them
 
     def __post_init__(self) -> None:
         numbers = range(1, len(self.found) + 1)
@@ -74,8 +80,8 @@ class Submissions:
         return earlier.complete is not None
 
     def next(self) -> Submit | None:
-        """The next slide to be submitted, passing over those that are complete already; None if none is due."""
-        while self._queue and len(self.under_way) < UNDER_WAY:
+        """The next slide to be submitted, passing over those that are complete already; None if none is due yet."""
+        while self._queue and len(self.under_way) + len(self._staged) < UNDER_WAY:
             number = self._queue.popleft()
             slide = self._slide(number)
             earlier = self.look(slide)
@@ -91,10 +97,27 @@ class Submissions:
                 earlier.retry,
                 earlier.problem,
             )
-            self.under_way[number] = submit
             self.carried[slide.id] = earlier.carried
-            return submit
-        return None
+            if self.staging is None or submit.urgent or submit.problem:
+                self.under_way[number] = submit
+                return submit
+            self.staging.want(number, slide.path)
+            self._staged.append(submit)
+        return self._arrived()
+
+    def _arrived(self) -> Submit | None:
+        """The first of the slides that wait for their copies, if its own is there."""
+        if self.staging is None or not self._staged:
+            return None
+        submit = self._staged[0]
+        place = self.staging.place(submit.slide)
+        if place is None:
+            return None
+        self._staged.popleft()
+        if str(place) != submit.path:
+            submit = replace(submit, place=str(place))
+        self.under_way[submit.slide] = submit
+        return submit
 
     def again(self) -> list[Submit]:
         """What a new batcher must be told: all that is under way, but for what was complete before the old one said so."""
@@ -102,6 +125,7 @@ class Submissions:
             earlier = self.look(self._slide(number))
             if earlier.complete is not None:
                 del self.under_way[number]
+                self._release(number)
                 self._skip(number, earlier.complete, skipped=False)
         return [replace(submit, retry=False) for submit in self.under_way.values()]
 
@@ -122,6 +146,7 @@ class Submissions:
         """Take in the end of a slide; None if it was known."""
         if self.under_way.pop(message.slide, None) is None:
             return None
+        self._release(message.slide)
         slide = self._slide(message.slide)
         verdict = Verdict(
             slide.id,
@@ -137,7 +162,11 @@ class Submissions:
 
     @property
     def finished(self) -> bool:
-        return not self._queue and not self.under_way
+        return not self._queue and not self._staged and not self.under_way
+
+    def _release(self, number: int) -> None:
+        if self.staging is not None:
+            self.staging.release(number)
 
     def count(self, state: str) -> int:
         return sum(1 for verdict in self.verdicts.values() if verdict.state == state)

@@ -324,7 +324,8 @@ class Living(Message):
 
 @dataclass(frozen=True, slots=True)
 class Submit(Message):
-    """A slide to be done. `problem` is set where it is known to be unreadable already."""
+    """A slide to be done. `problem` is set where it is known to be unreadable already; `place` is where to read it, where
+    that is not `path`."""
 
     KIND: ClassVar[int] = 61
     slide: int
@@ -334,6 +335,7 @@ class Submit(Message):
     urgent: bool
     retry: bool
     problem: str
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,7 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
     digest = hashlib.sha256()
     main = os.fspath(path)
     try:
-        for name in _files(main):
+        for name in files(main):
             status = os.stat(name)
             label = os.fsencode(os.path.relpath(name, os.path.dirname(main) or "."))
             digest.update(b"%d %s %d %d " % (len(label), label, status.st_size, status.st_mtime_ns))
@@ -228,8 +228,12 @@ def _sendable(path: str, notices: list[str]) -> Path:
     return Path(clean)
 
 
-def _files(path: str) -> list[str]:
-    """The files that make up a slide, the given one first, the others sorted."""
+def files(path: str | os.PathLike[str]) -> list[str]:
+    """The files that make up a slide, the given one first, the others sorted; all lie in its folder or below.
+
+    OSError where a folder or file that must be looked into cannot be read.
+    """
+    path = os.fspath(path)
     stem, extension = os.path.splitext(path)
     folder = os.path.dirname(path) or "."
     extension = extension.lower()

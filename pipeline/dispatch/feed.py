@@ -82,7 +82,7 @@ class Feed:
 
     def _segment(self, segment: Segment) -> list:
         slide = self._board.slides[segment.slide]
-        return [slide.number, slide.path, slide.geometry, slide.xy[segment.patches].tobytes()]
+        return [slide.number, slide.read_from, slide.geometry, slide.xy[segment.patches].tobytes()]
 
     def _delay_ms(self, batch: Batch) -> float:
         """How long the first row may wait. A trial of suspects is never cut short: its rows belong together."""

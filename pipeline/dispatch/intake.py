@@ -52,7 +52,8 @@ class Intake:
     def submit(self, message: Submit) -> None:
         if message.slide in self._board.slides:
             return
-        slide = SlideWork(message.slide, message.id, message.path, message.key, message.urgent, message.retry, message.problem)
+        m = message
+        slide = SlideWork(m.slide, m.id, m.path, m.key, m.urgent, m.retry, m.problem, m.place)
         self._board.slides[slide.number] = slide
         if slide.problem:
             slide.state = SlideState.WRITING
@@ -128,7 +129,7 @@ class Intake:
         number = self._board.leases.grant(worker, kind, slide, now, alone=slide.strikes > 0).number
         message: Any
         if kind == "open":
-            message = Open(number, slide.number, slide.path, slide.overview_slot)
+            message = Open(number, slide.number, slide.read_from, slide.overview_slot)
         elif kind == "mask":
             width, height = slide.header["overview"]
             folder = str(work_folder(self._board.settings.folder, slide.id))
@@ -145,7 +146,7 @@ class Intake:
     def opened(self, slide: SlideWork, message: Opened, seconds: float) -> None:
         slide.spend("open", seconds)
         slide.strikes = 0
-        slide.info, slide.geometry = message.info, message.geometry
+        slide.info, slide.geometry = {**message.info, "path": slide.path}, message.geometry
         slide.header = {"overview": [message.width, message.height]}
         slide.state = SlideState.MASKING
 

@@ -44,6 +44,7 @@ class SlideWork:
     urgent: bool = False
     retry: bool = False
     problem: str = ""
+    place: str = ""  # of the copy that is read instead, if there is one
     state: SlideState = SlideState.ASKING
     strikes: int = 0
     info: dict | None = None
@@ -73,6 +74,10 @@ class SlideWork:
         self.inferred = int(np.count_nonzero(states == INFERRED))
         self.failed = int(np.count_nonzero(states == FAILED))
         self.state = SlideState.READING
+
+    @property
+    def read_from(self) -> str:
+        return self.place or self.path
 
     @property
     def planned(self) -> int:

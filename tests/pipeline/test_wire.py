@@ -73,7 +73,7 @@ GOLDEN = [
     ),
     (wire.Written(11, "complete", "", 4, 3, 1), 51, "960ba8636f6d706c657465a0040301"),
     (wire.Living("run", [["reader-0", 2]]), 60, "92a372756e9192a87265616465722d3002"),
-    (wire.Submit(1, "a", "/a.svs", {"k": 1}, True, False, ""), 61, "9701a161a62f612e73767381a16b01c3c2a0"),
+    (wire.Submit(1, "a", "/a.svs", {"k": 1}, True, False, "", "/b"), 61, "9801a161a62f612e73767381a16b01c3c2a0a22f62"),
     (wire.Dead("reader-0", 2, "SIGSEGV", True), 62, "94a87265616465722d3002a753494753454756c3"),
     (wire.Drain(), 63, "90"),
     (wire.Condemn("reader-0", 2, "hangs"), 64, "93a87265616465722d3002a568616e6773"),
