@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.service import outbox
+from pipeline.service import outbox, rows
 from pipeline.service.lifecycle import (
     Event,
     NotAllowed,
@@ -82,7 +81,7 @@ class Ledger(View):
             raise ValueError(f"{delivery.name}: a delivery needs a route")
         with self._writer.transaction() as run:
             run.execute("DELETE FROM arrivals WHERE path = ?", (delivery.path,))
-            content = _content(run, delivery)
+            content = rows.content_id(run, delivery)
             self._name(delivery, content, now)
             return [self._row(delivery, content, route, now) for route in delivery.routes]
 
@@ -95,7 +94,7 @@ class Ledger(View):
                 run.execute("UPDATE names SET stamp = ? WHERE id = ?", (delivery.stamp, old["id"]))
                 return
             if old is not None:
-                self._gone(old["id"], old["content"], now, "its file was replaced by another slide")
+                self._gone(old["id"], old["content"], now, "its file was replaced by another slide", running=True)
             run.execute(
                 "INSERT INTO names (content, path, folder, stamp, seen, delivered) VALUES (?, ?, ?, ?, ?, ?)",
                 (content, delivery.path, delivery.folder, delivery.stamp, delivery.seen, now),
@@ -107,14 +106,14 @@ class Ledger(View):
             if row is not None:
                 return self._again(self.slide(row["id"]), delivery, now)
             state = State.QUEUED if delivery.problem is None else State.QUARANTINED
-            name = _free_name(run, route, delivery)
+            name = rows.free_name(run, route, delivery)
             number = run.execute(
                 "INSERT INTO slides (content, route, name, name_key, urgency, deadline, state, kind, reason, seen, "
                 "delivered, finished) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (content, route, name, name_key(name), delivery.urgency, delivery.deadline, state, delivery.problem)
                 + (delivery.reason, delivery.seen, now, None if state is State.QUEUED else now),
             ).lastrowid
-            _step(run, number, State.WAITING, state, delivery.problem, delivery.reason, SERVICE, now)
+            rows.add_step(run, number, State.WAITING, state, delivery.problem, delivery.reason, SERVICE, now)
             slide = self.slide(number)
             outbox.tell(run, now, Event.DELIVERED, slide)
             if state is State.QUARANTINED:
@@ -164,15 +163,15 @@ class Ledger(View):
             if old is not None:
                 self._gone(old["id"], old["content"], now, "its file was removed before it was read")
 
-    def _gone(self, name: int, content: int, now: float, reason: str) -> None:
+    def _gone(self, name: int, content: int, now: float, reason: str, running: bool = False) -> None:
+        # What is removed while it is read can be read to its end; what is replaced gives pixels of two slides.
+        states = "('queued', 'retry_wait', 'running')" if running else "('queued', 'retry_wait')"
         with self._writer.transaction() as run:
             run.execute("UPDATE names SET gone = ? WHERE id = ?", (now, name))
             if run.execute("SELECT 1 FROM names WHERE content = ? AND gone IS NULL", (content,)).fetchone():
                 return
-            rows = run.execute(
-                "SELECT id FROM slides WHERE content = ? AND state IN ('queued', 'retry_wait')", (content,)
-            ).fetchall()
-            for row in rows:
+            found = run.execute(f"SELECT id FROM slides WHERE content = ? AND state IN {states}", (content,)).fetchall()
+            for row in found:
                 self._move(row["id"], State.QUARANTINED, Kind.VANISHED, reason, SERVICE, now)
 
     def renamed(self, old: bytes, new: bytes, now: float) -> None:
@@ -223,13 +222,15 @@ class Ledger(View):
     def finished(self, number: int, attempt: int, state: State, result: Mapping[str, Any], now: float) -> bool:
         """A slide is done: COMPLETE or PARTIAL, with a summary (plain JSON values) of its results.
 
-        False, and nothing is changed, where this attempt is over already: cancelled, or said before.
+        False, and nothing is changed, where this attempt is over already: cancelled, replaced, or said before. A file may
+        change while it is read, before the intake knows: compare `slides.discover.fingerprint` of before and after, and
+        call `fail` with Kind.CHANGED where they differ.
         """
         if state not in (State.COMPLETE, State.PARTIAL):
             raise NotAllowed(f"a slide finishes complete or partial, not {state}")
         text = json.dumps(result, ensure_ascii=True, allow_nan=False)
         with self._writer.transaction() as run:
-            if not _under_way(run, number, attempt):
+            if not rows.under_way(run, number, attempt):
                 return False
             run.execute("UPDATE slides SET result = ? WHERE id = ?", (text, number))
             self._fresh(number)
@@ -244,7 +245,7 @@ class Ledger(View):
         the slide as it is now, or None, and nothing is changed, where this attempt is over already.
         """
         with self._writer.transaction() as run:
-            if not _under_way(run, number, attempt):
+            if not rows.under_way(run, number, attempt):
                 return None
             counter = "waits" if RULES[kind].attempts is None else "failures"
             run.execute(f"UPDATE slides SET {counter} = {counter} + 1 WHERE id = ?", (number,))
@@ -263,10 +264,10 @@ class Ledger(View):
             return [results_key(slide.route)]
         if what != HOLD_FOLDER:
             return []
-        rows = self._connection.execute(
+        found = self._connection.execute(
             "SELECT DISTINCT folder FROM names WHERE path = ? AND gone IS NULL", (slide.path,)
         )
-        return [folder_key(row["folder"]) for row in rows]
+        return [folder_key(row["folder"]) for row in found]
 
     def _passed(self, slide: Slide, now: float) -> None:
         """A slide came through: what its failures had held for a while is held no longer."""
@@ -345,7 +346,7 @@ class Ledger(View):
             run.execute(
                 "UPDATE slides SET urgency = ?, deadline = ?, alarmed = NULL WHERE id = ?", (urgency, deadline, number)
             )
-            _step(run, number, slide.state, slide.state, slide.kind, f"made {urgency}", by, now)
+            rows.add_step(run, number, slide.state, slide.state, slide.kind, f"made {urgency}", by, now)
             return self.slide(number)
 
     def alarm(self, number: int, reason: str, now: float) -> bool:
@@ -391,7 +392,7 @@ class Ledger(View):
                 run.execute("UPDATE slides SET finished = ? WHERE id = ?", (now, number))
             elif new is State.QUEUED:
                 run.execute("UPDATE slides SET finished = NULL, alarmed = NULL WHERE id = ?", (number,))
-            _step(run, number, old, new, kind, reason, by, now)
+            rows.add_step(run, number, old, new, kind, reason, by, now)
             event = told(new)
             if event is not None:
                 outbox.tell(run, now, event, self.slide(number))
@@ -408,38 +409,3 @@ def folder_key(folder: str) -> str:
 def results_key(route: str) -> str:
     """The key under which the results of a route are held."""
     return f"results:{route}"
-
-
-def _content(run: sqlite3.Connection, delivery: Delivery) -> int:
-    run.execute(
-        "INSERT INTO contents (fingerprint, bytes, files, seen) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        (delivery.fingerprint, delivery.bytes, delivery.files, delivery.seen),
-    )
-    row = run.execute("SELECT id FROM contents WHERE fingerprint = ?", (delivery.fingerprint,)).fetchone()
-    return row["id"]
-
-
-def _free_name(run: sqlite3.Connection, route: str, delivery: Delivery) -> str:
-    """The delivery's name, or that with a piece of the fingerprint where another slide of the route has it already."""
-    for digits in (0, 8, 16, len(delivery.fingerprint)):
-        name = f"{delivery.name}~{delivery.fingerprint[:digits]}" if digits else delivery.name
-        taken = run.execute("SELECT 1 FROM slides WHERE route = ? AND name_key = ?", (route, name_key(name)))
-        if taken.fetchone() is None:
-            break
-    return name
-
-
-def _under_way(run: sqlite3.Connection, number: int, attempt: int) -> bool:
-    row = run.execute("SELECT state, attempts FROM slides WHERE id = ?", (number,)).fetchone()
-    if row is None:
-        raise KeyError(f"no slide has the id {number}")
-    return row["state"] == State.RUNNING and row["attempts"] == attempt
-
-
-def _step(
-    run: sqlite3.Connection, slide: int, old: State, new: State, kind: Kind | None, reason: str, by: str, now: float
-) -> None:
-    run.execute(
-        "INSERT INTO steps (slide, time, old, new, kind, reason, by) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (slide, now, old, new, kind, reason, by),
-    )

@@ -75,6 +75,13 @@ class Bench:
             self.poll()
             time.sleep(0.02)
 
+    def trials(self) -> list[tuple[bytes, float]]:
+        """The trials from now on, as they are started: path and monotonic time."""
+        started: list[tuple[bytes, float]] = []
+        start = self.intake._trials.start
+        self.intake._trials.start = lambda path, now: (started.append((path, now)), start(path, now))
+        return started
+
     def slides(self) -> dict[str, Slide]:
         return {slide.name: slide for slide in self.ledger.rows(Filter(), 1000)}
 
@@ -124,7 +131,7 @@ def test_a_slide_that_grows_is_waited_for(bench: Bench, slide: bytes) -> None:
             file.write(slide[start : start + step])
             bench.for_a_while(SETTLE_S / 2)
             assert bench.slides() == {}
-    assert bench.ledger.arrivals()[0].reason == "is being written"
+    assert [arrival.path for arrival in bench.ledger.arrivals()] == [os.fsencode(bench.folder / "S1.tif")]
     bench.until(bench.count(1))
     assert bench.slides()["S1"].bytes == len(slide)
     assert len(bench.ledger.history(1)) == 1
@@ -261,13 +268,11 @@ def test_what_was_taken_before_a_restart_is_not_tried_again(bench: Bench, slide:
     (bench.folder / "gone.tif").unlink()
     (bench.folder / "changed.tif").write_bytes(slide + b"now")
     (bench.folder / "new.tif").write_bytes(slide + b"new")
-    trials: list[bytes] = []
     bench.start({}, give_up_s=60.0)
-    start = bench.intake._trials.start
-    bench.intake._trials.start = lambda path, now: (trials.append(path), start(path, now))
+    trials = bench.trials()
     bench.until(bench.count(5))
     bench.until(lambda: bench.ledger.named("gone")[0].state is State.QUARANTINED)
-    assert {os.path.basename(path) for path in trials} <= {b"changed.tif", b"new.tif", b"cut.tif"}
+    assert {os.path.basename(path) for path, _ in trials} <= {b"changed.tif", b"new.tif", b"cut.tif"}
     assert bench.ledger.arrivals()[0].seen == first
 
 
@@ -310,11 +315,21 @@ def test_an_unmounted_share_that_looks_empty_after_a_start_is_gone(bench: Bench,
 
 
 def test_a_series_waits_for_its_last_file(bench: Bench) -> None:
-    """Its time of rest is that of all files; an incomplete MIRAX slide is told by its reason."""
+    """Its time of rest is that of all files."""
     bench.start({}, give_up_s=60.0)
+    trials = bench.trials()
     dicom_file(bench.folder / "a.dcm", "1.2", b"first.")
     bench.for_a_while(SETTLE_S)
+    last = time.monotonic()
     dicom_file(bench.folder / "b.dcm", "1.2", b"second")
+    bench.until(lambda: trials)
+    assert trials[0][0] == os.fsencode(bench.folder / "a.dcm")
+    assert trials[0][1] - last >= 2 * SETTLE_S
+
+
+def test_what_is_missing_of_a_slide_is_told(bench: Bench) -> None:
+    """While there is time for it to come."""
+    bench.start({}, give_up_s=60.0)
     files = mirax(bench.folder / "m.mrxs")
     files[-1].unlink()
     bench.until(lambda: [a for a in bench.ledger.arrivals() if "'Data0001.dat' is missing" in a.reason])

@@ -94,6 +94,14 @@ def test_names_that_some_file_system_takes_for_one_are_made_two(ledger: Ledger, 
     assert slide.name == f"{other}~{slide.fingerprint[:8]}"
 
 
+def test_a_name_that_was_taken_on_purpose_is_passed_over(ledger: Ledger) -> None:
+    """Someone may have named a file as we would have named another."""
+    mark = delivery("b").fingerprint[:8]
+    for number, name in enumerate(("S1", f"S1~{mark}", f"S1~{mark}-2")):
+        ledger.deliver(delivery(name, content=f"other {number}"), 1.0)
+    assert ledger.deliver(delivery("S1", content="b", path=b"/x/S1.svs"), 2.0)[0].name == f"S1~{mark}-3"
+
+
 def test_composed_and_decomposed_names_are_made_two(ledger: Ledger) -> None:
     """As one file system normalises Unicode and the other does not."""
     ledger.deliver(delivery("Grün", content="a"), 1.0)
@@ -259,6 +267,19 @@ def test_a_path_with_new_content_is_a_new_slide(ledger: Ledger) -> None:
     assert ledger.slide(old).kind is Kind.VANISHED
     assert ledger.slide(new).name.startswith("S1~")
     assert ledger.there("/scans") == {b"/scans/S1.svs": "1"}
+
+
+def test_a_slide_that_is_replaced_while_it_is_read_has_no_result(ledger: Ledger) -> None:
+    """Its pixels would be of two slides; one that is only removed, or has another name, is read to its end."""
+    number = one(ledger)
+    attempt = ledger.started(number, 11.0).attempts
+    one(ledger, 12.0, content="another scan")
+    assert ledger.slide(number).state is State.QUARANTINED
+    assert not ledger.finished(number, attempt, State.COMPLETE, DONE, 13.0)
+    removed = one(ledger, 14.0, name="S2")
+    attempt = ledger.started(removed, 15.0).attempts
+    ledger.withdrawn(b"/scans/S2.svs", 16.0)
+    assert ledger.finished(removed, attempt, State.COMPLETE, DONE, 17.0)
 
 
 def test_a_renamed_file_is_the_same_slide(ledger: Ledger) -> None:
