@@ -4,7 +4,7 @@
 #   benchmarks/gpu.sh PART [FOLDER]
 #
 # PART      what                                                            on an H100 with 16 cores
-# smoke     a little of everything, to see that it works here               3 minutes
+# smoke     a little of everything, to see that it works here               4 minutes
 # engines   every engine and precision beside PyTorch                       8 minutes
 # stage     the inference stage against the bare loop; kill -9              5 minutes
 # whole     from disk to disk, on 16, 8 and 4 cores                         7 minutes
@@ -38,7 +38,7 @@ case $part in
     bench 90 benchmarks.gpu_stage --networks resnet50 --batches 64 --contexts 2 --seconds 1 --folder "$folder" --out "$out/smoke-stage.json"
     bench 60 benchmarks.recovery --network resnet50 --blocks 8 --kills 1 --folder "$folder" --out "$out/smoke-recovery.json"
     bench 90 benchmarks.whole --networks resnet50 --cores 16 --large 6x6 --large-count 1 --count 6 --seconds 1 --folder "$folder" --out "$out/smoke-whole.json"
-    bench 120 benchmarks.engines --networks resnet50 --batches 64 --compiled-batches 64 --contexts 2 --seconds 0.3 --folder "$folder" --out "$out/smoke-engines.json"
+    bench 170 benchmarks.engines --networks resnet50 --batches 64 --compiled-batches 64 --contexts 2 --seconds 0.3 --folder "$folder" --out "$out/smoke-engines.json"
     ;;
   engines)
     bench 560 benchmarks.engines --networks resnet50 vit_b_16 densenet121 --batches 64 128 256 --compiled-batches 128 \

@@ -50,9 +50,9 @@ def ready(name: str, kind: str, batch: int, folder: Path) -> Ready:
     if kind == "onnx" and model.is_dir():
         return Ready(model.name, kind, model)
     done = table.run(table.python("-m", "benchmarks.prepared", name, kind, str(batch), str(folder)), TIMEOUT_S)
-    plan = done.output.strip().splitlines()[-1]
+    plan = next((line for line in reversed(done.output.splitlines()) if line.endswith(".engine")), "")
     engines = folder / f"engines-{batch}"  # of one batch size each, as a run takes the fastest of those that fit
-    return Ready(model.name, kind, model, *((engines, Path(plan)) if plan.endswith(".engine") else ()))
+    return Ready(model.name, kind, model, *((engines, Path(plan)) if plan else ()))
 
 
 def _make(name: str, kind: str, batch: int, folder: Path) -> str:
