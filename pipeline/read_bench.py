@@ -24,6 +24,7 @@ import openslide
 
 from pipeline.machine import detect
 from pipeline.slow_bench import Slow, slow_reads, slow_text
+from slides.direct_source import DirectSource
 from slides.errors import SlideError
 from slides.geometry import Geometry, geometry, resample
 from slides.plan import plan
@@ -153,7 +154,6 @@ def measure(task: Task, spacing: str, order: str, rounds: int) -> list[Figure]:
     best: dict[str, tuple[float, float]] = {}
     cold: dict[str, float] = {}
     decodes: dict[str, float] = {}
-    touched = _touched(task)
     for number in range(rounds):
         for name, opened in _readers(task):
             if number == 0:
@@ -164,8 +164,8 @@ def measure(task: Task, spacing: str, order: str, rounds: int) -> list[Figure]:
                     cold[name] = wall
                     if rounds > 1:
                         continue  # the first round also loads what is loaded once
-                if reader.source is not None and hasattr(reader.source, "decodes") and touched:
-                    decodes[name] = reader.source.decodes / touched
+                if isinstance(reader.source, DirectSource):
+                    decodes[name] = reader.source.decodes / _touched(task, reader.source.tile_size(task.grid.level))
             if name not in best or cpu < best[name][0]:
                 best[name] = cpu, wall
     count = len(task.xy)
@@ -293,13 +293,9 @@ def _forget(path: str) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _touched(task: Task) -> int:
-    """How many stored tiles the patches touch; 0 where that is not known."""
-    with openslide.OpenSlide(task.path) as slide:
-        size = [slide.properties.get(f"openslide.level[{task.grid.level}].tile-{side}") for side in ("width", "height")]
-    if None in size:
-        return 0
-    width, height = map(int, size)  # type: ignore[arg-type]
+def _touched(task: Task, tile: tuple[int, int]) -> int:
+    """How many tiles of this size the patches touch."""
+    width, height = tile
     seen: set[tuple[int, int]] = set()
     for x, y in task.grid.level_xy(task.xy).tolist():
         columns = range(x // width, -(-(x + task.grid.region_px[0]) // width))

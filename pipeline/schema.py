@@ -32,7 +32,7 @@ class Slides(Section):
     )  # fmt: skip
     source: Literal["auto", "openslide", "direct"] = _key(
         "auto",
-        "Who decodes: direct is slidestream itself, tile by tile (JPEG-tiled TIFF and SVS); auto is direct where a check "
+        "Who decodes: direct is slidestream itself (JPEG-tiled TIFF, SVS, Philips TIFF, NDPI); auto is direct where a check "
         "finds OpenSlide's pixels, and else OpenSlide.",
         changes_results=True,
     )

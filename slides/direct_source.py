@@ -116,6 +116,11 @@ class DirectSource:
     def reads(self) -> int:
         return self._file.reads
 
+    def tile_size(self, level: int) -> tuple[int, int]:
+        """Width and height of what is decoded in one go, in pixels of the level."""
+        directory = self._file.levels[level].directory
+        return directory.tile_width, directory.tile_height
+
     def overview(self, max_px: int, beat: Callable[[], None] = no_beat) -> Pixels:
         """See `slides.source.Source`: the same blocks, shrunk in the same way, as those of `OpenSlideSource`."""
         if max_px < 1:
