@@ -112,6 +112,9 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=plan.seconds, help="of each point (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=plan.jobs, help="built at a time (default: %(default)s)")
     parser.add_argument(
+        "--prepare-s", type=float, default=plan.prepare_s, help="at most, of building for a row (default: %(default)s)"
+    )
+    parser.add_argument(
         "--measure-s", type=float, default=plan.measure_s, help="at most, of a row (default: %(default)s)"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write JSON here as figures come")

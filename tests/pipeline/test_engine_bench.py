@@ -80,6 +80,18 @@ def test_numbers_that_cannot_be_are_refused() -> None:
         engine_bench.plan_of(parser.parse_args(["--batches", "0"]))
 
 
+def test_the_command_line_makes_the_plan() -> None:
+    """Without options the plan is the default one; what is given is taken."""
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    engine_bench.add_plan(parser)
+    assert engine_bench.plan_of(parser.parse_args([])) == Plan()
+    words = ["--variants", "aoti fp16", "--prepare-s", "7", "--contexts", "2", "4"]
+    given = engine_bench.plan_of(parser.parse_args(words))
+    assert (given.variants, given.prepare_s, given.contexts) == (("aoti fp16",), 7.0, (2, 4))
+
+
 def test_drive_keeps_every_context_busy_and_counts_rows() -> None:
     """Each context gets work at once, places are taken in turn, and only finished rows count."""
 
