@@ -1,0 +1,79 @@
+"""Sections of the configuration for what the service tells the outside: HTTP, webhook, spool folder."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from pipeline.section import Section, Text, key
+from pipeline.service.webhook import WebhookError, check_url
+
+Events = Annotated[tuple[Text, ...], Field(min_length=1, max_length=64)]
+
+
+class Http(Section):
+    """Health, metrics and status over HTTP. Whoever reaches the address may read them; they name no slide."""
+
+    host: Text = key("127.0.0.1", "Address to listen on. Other than loopback only behind a firewall or a proxy.")
+    port: int = key(8750, "Port to listen on; 0: any that is free.", ge=0, le=65535)
+    names: Annotated[tuple[Text, ...], Field(max_length=64)] = key(
+        (),
+        "Names of this machine under which it may be asked, beside localhost and the address; others are refused, so that "
+        'no web page elsewhere can read it through a browser here. ["*"]: any.',
+    )
+    stuck_s: float = key(
+        300.0,
+        "With work that could be done and no result for so long, /progress says that the service is stuck, in seconds.",
+        ge=10, le=86400,
+    )  # fmt: skip
+
+
+class WebhookTarget(Section):
+    """Events as signed HTTPS requests (docs/operations.md says how they are checked)."""
+
+    url: Text = Field(description="Where events are posted; https, or http to this machine.")
+    secret_file: Text = Field(
+        description="File with the secret of the signatures: whsec_ and base64, or a line of at least 16 characters."
+    )
+    ca_file: Text | None = key(None, "File with the certificates (PEM) that are trusted; null: those of the system.")
+    events: Events = key(
+        (
+            "slide.complete",
+            "slide.partial",
+            "slide.quarantined",
+            "slide.deadline_at_risk",
+            "arrival.*",
+            "intake.*",
+            "service.*",
+        ),
+        "Patterns of the events that are sent.",
+    )
+    timeout_s: float = key(10.0, "A try may take so long, in seconds.", ge=0.5, le=120)
+    keep_h: float = key(72.0, "An event that could not be sent for so long is dropped, in hours.", ge=0.1, le=8760)
+
+    @field_validator("url")
+    @classmethod
+    def _allowed(cls, value: str) -> str:
+        try:
+            check_url(value)
+        except WebhookError as error:
+            raise ValueError(str(error).removeprefix("webhook.url: ")) from None
+        return value
+
+
+class SpoolFolder(Section):
+    """Events as JSON files in a folder that another program empties."""
+
+    path: Text = Field(description="The folder, an absolute path; made where it is missing.")
+    events: Events = key(("*",), "Patterns of the events that are written.")
+    most: int = key(10_000, "With so many files in it, the folder is full and events wait.", ge=1, le=1_000_000)
+    keep_h: float = key(720.0, "An event that could not be written for so long is dropped, in hours.", ge=0.1, le=8760)
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        if not os.path.isabs(value) or "\0" in value or ".." in value.split("/"):
+            raise ValueError("must be an absolute path without ..")
+        return os.path.normpath(value)
