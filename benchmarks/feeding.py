@@ -159,7 +159,7 @@ class World:
         s = self.speeds
         match message:
             case Open():
-                return s.open_s, Opened(message.lease, {}, self._geometry, 8, 8), 0
+                return s.open_s, Opened(message.lease, {}, self._geometry, 8, 8, "direct"), 0
             case Mask():
                 return s.mask_s, Planned(message.lease, self._plan, {}), 0
             case Fill():

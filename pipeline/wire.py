@@ -107,7 +107,10 @@ class Open(Message):
 
 @dataclass(frozen=True, slots=True)
 class Opened(Message):
-    """`info` and `geometry`: SlideInfo and Geometry as dictionaries; the overview is `height` x `width` x 3 uint8."""
+    """`info` and `geometry`: SlideInfo and Geometry as dictionaries; the overview is `height` x `width` x 3 uint8.
+
+    `source`: who decodes the slide ("direct" or "openslide"), as found here.
+    """
 
     KIND: ClassVar[int] = 11
     lease: int
@@ -115,13 +118,15 @@ class Opened(Message):
     geometry: dict
     width: int
     height: int
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
 class Fill(Message):
     """Fill rows 0, 1, ... of a slot, in the order of `segments`.
 
-    A segment is `[slide, path, geometry, xy]`, with `xy` little-endian int32 (n, 2): level-0 corners of its patches.
+    A segment is `[slide, path, geometry, xy, source]`, with `xy` little-endian int32 (n, 2): level-0 corners of its
+    patches; `source` as in Opened, empty where the slide's pixels are yet to be compared with OpenSlide's.
     The reader closes the slot early once the first row has waited `max_delay_ms`.
     """
 

@@ -50,8 +50,10 @@ def open_direct(
     exact: bool = True,
     preads: int = 1,
     latency_s: float = 0.0,
+    checked: bool = False,
 ) -> DirectSource:
-    """Open a slide, whose pixels are compared with OpenSlide's first. `exact`, `preads`, `latency_s`: see `DirectSource`.
+    """Open a slide, whose pixels are compared with OpenSlide's first unless that was done elsewhere (`checked`).
+    `exact`, `preads`, `latency_s`: see `DirectSource`.
 
     Unsuitable where it must be left to OpenSlide; SlideError where OpenSlide cannot open it either.
     """
@@ -65,7 +67,8 @@ def open_direct(
     try:
         source = DirectSource(reference.info, cache_bytes, exact, preads, latency_s)
         try:
-            source.check(reference)
+            if not checked:
+                source.check(reference)
         except BaseException:
             source.close()
             raise
@@ -76,6 +79,8 @@ def open_direct(
 
 class DirectSource:
     """A `slides.source.Source`. `decodes`: tiles decoded so far; `reads`: reads of the file."""
+
+    kind = "direct"
 
     def __init__(
         self,

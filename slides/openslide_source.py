@@ -47,6 +47,8 @@ _MPP_REMEDY = "give the true value with --set slides.mpp=..."
 class OpenSlideSource:
     """A `slides.source.Source`. All sources of a process with the same `cache_bytes` share one cache of decoded tiles."""
 
+    kind = "openslide"
+
     def __init__(self, path: str | os.PathLike[str], mpp: float | None = None, cache_bytes: int = 64 << 20) -> None:
         self._path = os.fsdecode(path)
         self._slide: openslide.OpenSlide | None = None

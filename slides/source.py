@@ -28,6 +28,9 @@ class Source(Protocol):
 
     info: SlideInfo
 
+    kind: str
+    """Who decodes: "openslide" or "direct"."""
+
     notice: str
     """Why the slide is not read directly, where that was to be tried; else empty."""
 
@@ -70,13 +73,15 @@ def open_source(
     exact: bool = True,
     preads: int = 1,
     latency_s: float = 0.0,
+    checked: bool = False,
 ) -> Source:
     """Open a slide; `mpp` overrides the slide's own µm per level-0 pixel.
 
     "openslide" reads by OpenSlide; "direct" decodes the tiles itself, or refuses the slide; "auto" is direct where that
     gives the same pixels, and else OpenSlide, with the reason in `notice`. Where patches are shrunk and `exact` is not
     asked for, direct reading does it faster, within a grey level on average. It has up to `preads` reads of the file under
-    way while it decodes (1: none); `latency_s` is added to each, for benchmarks.
+    way while it decodes (1: none); `latency_s` is added to each, for benchmarks. `checked`: another process has compared
+    this slide's pixels with OpenSlide's already.
 
     SlideError where it cannot be opened, or has no usable mpp. ValueError for an unknown `kind`.
     """
@@ -92,7 +97,7 @@ def open_source(
             reason = f"the JPEG decoder cannot be loaded: {error}"
         else:
             try:
-                return open_direct(path, mpp, cache_bytes, exact, preads, latency_s)
+                return open_direct(path, mpp, cache_bytes, exact, preads, latency_s, checked)
             except Unsuitable as error:
                 reason = str(error)
     if kind == "direct":

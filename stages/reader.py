@@ -29,18 +29,23 @@ class OpenSlides:
 
     def __init__(self, limit: int, mpp: float | None, kind: str, cache_bytes: int, exact: bool, preads: int):
         self._limit = limit
-        self._arguments = (mpp, kind, cache_bytes, exact, preads)
+        self._mpp, self._kind = mpp, kind
+        self._arguments = (cache_bytes, exact, preads)
         self._open: OrderedDict[int, Source] = OrderedDict()
 
-    def get(self, slide: int, path: str) -> Source:
-        """The open slide; SlideError where it cannot be opened."""
+    def get(self, slide: int, path: str, known: str = "") -> Source:
+        """The open slide; SlideError where it cannot be opened. `known`: who decodes it, where a reader has found that."""
         source = self._open.get(slide)
         if source is None:
-            source = self._open[slide] = open_source(path, *self._arguments)
+            source = self._open[slide] = self._open_source(path, known)
             while len(self._open) > self._limit:
                 self._open.popitem(last=False)[1].close()
         self._open.move_to_end(slide)
         return source
+
+    def _open_source(self, path: str, known: str) -> Source:
+        kind = known if known == "openslide" else self._kind
+        return open_source(path, self._mpp, kind, *self._arguments, checked=known == "direct")
 
     def peek(self, slide: int) -> Source | None:
         """The slide, if it is open."""
@@ -84,7 +89,7 @@ class Reader:
             return Refused(lease.lease, error.reason)
         height, width = overview.shape[:2]
         self._slots.overview(lease.slot, width, height)[:] = overview
-        return Opened(lease.lease, source.info.to_dict(), grid.to_dict(), width, height)
+        return Opened(lease.lease, source.info.to_dict(), grid.to_dict(), width, height, source.kind)
 
     def fill(self, lease: Fill) -> Filled:
         failures: list[list] = []
@@ -92,7 +97,7 @@ class Reader:
         row = 0
         deadline = time.monotonic() + lease.max_delay_ms / 1000
         self._look_ahead()
-        for slide, path, grid, packed in lease.segments:
+        for slide, path, grid, packed, known in lease.segments:
             geometry_ = Geometry.from_dict(grid)
             xy = np.frombuffer(packed, "<i4").reshape(-1, 2).astype(np.int64)
             for start in range(0, len(xy), CHUNK):
@@ -101,7 +106,7 @@ class Reader:
                 part = xy[start : start + CHUNK]
                 rows = self._slots.patches(lease.slot, row + len(part))[row:]
                 try:
-                    source = self._slides.get(slide, path)
+                    source = self._slides.get(slide, path, known)
                     if not start:
                         source.advise(geometry_, xy)
                     failed = source.read(geometry_, part, rows, self._link.beat)
@@ -122,7 +127,7 @@ class Reader:
         """Have the next leases' tiles read while this one's are decoded."""
         for message in self._link.peek():
             if isinstance(message, Fill):
-                for slide, _, grid, packed in message.segments:
+                for slide, _, grid, packed, _ in message.segments:
                     source = self._slides.peek(slide)
                     if source is not None:
                         xy = np.frombuffer(packed, "<i4").reshape(-1, 2).astype(np.int64)

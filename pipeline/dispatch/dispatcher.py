@@ -13,6 +13,7 @@ from pipeline.dispatch.board import AGGREGATOR, INFERENCE, READER, WRITER, Board
 from pipeline.dispatch.feed import Feed
 from pipeline.dispatch.intake import Intake
 from pipeline.dispatch.leases import Leases, Worker
+from pipeline.dispatch.manners import fault
 from pipeline.dispatch.records import Records
 from pipeline.dispatch.schedule import Schedule
 from pipeline.dispatch.slidework import SlideState
@@ -123,6 +124,8 @@ class Dispatcher:
         elif worker is None:
             self.stale += 1
             self._board.outbox.append(((name, generation), Who(self._board.leases.boot)))
+        elif wrong := fault(message):
+            self.nonsense(name, generation, wrong)
         else:
             worker.heard_at = now
             self._answer(worker, message, now)
@@ -133,7 +136,7 @@ class Dispatcher:
         old = leases.workers.get(name)
         known = max(self._gone.get(name, 0), old.generation if old is not None else 0)
         ours = message.run == self._board.settings.run and message.kind in self._board.settings.patience
-        if generation <= known or not ours:  # the last words of a dead worker may come after word of its death
+        if generation <= known or not ours or fault(message):  # the last words of a dead worker may come after word of its death
             self.stale += 1
             return
         if old is not None:  # the next generation is here before word of the last one's death

@@ -38,8 +38,9 @@ class Feed:
     def offer(self, now: float) -> None:
         """Grant run leases, then fill leases, as long as there are workers, rows and room."""
         while self._records.room and (slot := self.slots.next_ready()) is not None:
-            alone = self.slots.batches[slot].suspect
-            worker = self._board.leases.able(INFERENCE, idle=alone)
+            next_ = self.slots.batches[slot]
+            alone = next_.suspect
+            worker = self._board.leases.able(INFERENCE, alone, next_.killed)
             if worker is None:
                 break
             batch = self.slots.run(slot)
@@ -47,7 +48,7 @@ class Feed:
             self._board.send(worker, Run(lease.number, slot, batch.count))
         while not (self._board.draining or self._board.hold_fills) and (urgent := self._due()) is not None:
             alone = self.suspects.waiting(urgent)
-            reader = self._board.leases.able(READER, idle=alone)
+            reader = self._board.leases.able(READER, alone, self.suspects.killed(urgent) if alone else ())
             if reader is None:
                 break
             batch = self.suspects.next(urgent) if alone else self._compose(urgent, reader.name)
@@ -82,7 +83,7 @@ class Feed:
 
     def _segment(self, segment: Segment) -> list:
         slide = self._board.slides[segment.slide]
-        return [slide.number, slide.read_from, slide.geometry, slide.xy[segment.patches].tobytes()]
+        return [slide.number, slide.read_from, slide.geometry, slide.xy[segment.patches].tobytes(), slide.source]
 
     def _delay_ms(self, batch: Batch) -> float:
         """How long the first row may wait. A trial of suspects is never cut short: its rows belong together."""
@@ -107,11 +108,11 @@ class Feed:
         count = min(max(message.count, 0), batch.count)
         head, tail = batch.split(count)
         if tail and batch.suspect:
-            self.suspects.put_back(Batch(tail, batch.urgent, batch.strikes, suspect=True))
+            self.suspects.put_back(Batch(tail, batch.urgent, batch.strikes, suspect=True, killed=batch.killed))
         else:
             self._return(tail)
         failures = {row: reason for row, reason in message.failures if 0 <= row < count}
-        filled = Batch(head, batch.urgent, batch.strikes, batch.suspect, failures)
+        filled = Batch(head, batch.urgent, batch.strikes, batch.suspect, failures, batch.killed)
         for segment in head:
             self._board.slides[segment.slide].spend("read", seconds * len(segment.patches) / max(1, count))
         if len(failures) == count:
@@ -174,7 +175,7 @@ class Feed:
         if work.slot is not None:
             self.slots.release(work.slot)
         if blame:
-            self._blame(work.batch, READER if lease.kind == "fill" else INFERENCE, cause)
+            self._blame(work.batch, READER if lease.kind == "fill" else INFERENCE, lease.worker.name, cause)
         elif work.batch.suspect:
             self.suspects.put_back(work.batch)
         else:
@@ -184,8 +185,8 @@ class Feed:
         """The worker lives, but this batch is beyond it: treated as a death, so that the guilty patch is found."""
         self.worker_died(lease, blame=True, cause=reason)
 
-    def _blame(self, batch: Batch, kind: str, cause: str) -> None:
-        for segment in self.suspects.blame(batch, kind):
+    def _blame(self, batch: Batch, kind: str, worker: str, cause: str) -> None:
+        for segment in self.suspects.blame(batch, kind, worker):
             deed = "reading it" if kind == READER else "inferring it"
             slide = self._board.slides[segment.slide]
             self._records.fail(slide, segment.patches, f"quarantined: {deed} stopped the {kind} twice ({cause})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ from pipeline.wire import (
 from slides.geometry import Geometry
 from slides.plan import Plan
 
+_REMEMBERED = 256  # slides that are done
+
 _KIND_OF = {"open": READER, "mask": TISSUE, "write": WRITER}
 
 
@@ -42,6 +45,8 @@ class Intake:
         self._schedule = schedule
         self._free_overviews = list(range(board.settings.overview_slots))
         self._records: Records | None = None
+        # An aggregator that died may not have heard them. Bounded: what falls out, the end of the run sweeps.
+        self._forgotten: OrderedDict[str, Forget] = OrderedDict()
 
     def use(self, records: Records) -> None:
         """Records and intake know each other: results settle slides, and lost slides make records."""
@@ -53,8 +58,9 @@ class Intake:
         if message.slide in self._board.slides:
             return
         m = message
-        slide = SlideWork(m.slide, m.id, m.path, m.key, m.urgent, m.retry, m.problem, m.place)
+        slide = SlideWork(m.slide, m.id, m.path, m.key, m.urgent, m.retry, m.problem, place=m.place)
         self._board.slides[slide.number] = slide
+        self._forgotten.pop(slide.id, None)
         if slide.problem:
             slide.state = SlideState.WRITING
         else:
@@ -67,6 +73,9 @@ class Intake:
 
     def aggregator_joined(self) -> None:
         """A new aggregator knows nothing: ask again, and open the journals of all slides in work."""
+        aggregator = self._board.aggregator()
+        for forget in self._forgotten.values():
+            self._board.send(aggregator, forget)
         for slide in self._board.slides.values():
             if slide.state is SlideState.ASKING:
                 self._ask(slide)
@@ -147,6 +156,7 @@ class Intake:
         slide.spend("open", seconds)
         slide.strikes = 0
         slide.info, slide.geometry = {**message.info, "path": slide.path}, message.geometry
+        slide.source = message.source
         slide.header = {"overview": [message.width, message.height]}
         slide.state = SlideState.MASKING
 
@@ -204,9 +214,12 @@ class Intake:
         slide.state = SlideState.DONE
         del self._board.slides[slide.number]
         self._board.tell_supervisor(SlideDone(slide.number, state, reason, planned, inferred, failed))
+        forget = self._forgotten[slide.id] = Forget(slide.number, slide.id, keep=state != "complete")
+        if len(self._forgotten) > _REMEMBERED:
+            self._forgotten.popitem(last=False)
         aggregator = self._board.aggregator()
         if aggregator is not None:
-            self._board.send(aggregator, Forget(slide.number, slide.id, keep=state != "complete"))
+            self._board.send(aggregator, forget)
 
     # ------------------------------------------------------------ what goes wrong
 

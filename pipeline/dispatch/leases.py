@@ -68,17 +68,19 @@ class Leases:
     def of_kind(self, kind: str) -> Iterator[Worker]:
         return (worker for worker in self.workers.values() if worker.kind == kind)
 
-    def able(self, kind: str, idle: bool = False) -> Worker | None:
+    def able(self, kind: str, idle: bool = False, but: tuple[str, ...] = ()) -> Worker | None:
         """The worker of a kind with the least to do, if any has credit left; among equals the one idle for longest.
 
-        `idle`: only one that holds no lease at all will do.
+        `idle`: only one that holds no lease at all will do. `but`: not one of these, as long as there are others.
         """
         best: Worker | None = None
+        if but and all(worker.name in but or worker.condemned for worker in self.of_kind(kind)):
+            but = ()
         for worker in self.workers.values():
             # The full ones first and without `room`: with many workers, most are, and this is looked at for every message.
             if worker.kind != kind or len(worker.leases) >= worker.credit:
                 continue
-            if worker.room <= 0 or (idle and worker.leases):
+            if worker.room <= 0 or (idle and worker.leases) or worker.name in but:
                 continue
             if best is None or (len(worker.leases), worker.free_since) < (len(best.leases), best.free_since):
                 best = worker

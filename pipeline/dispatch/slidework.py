@@ -44,6 +44,7 @@ class SlideWork:
     urgent: bool = False
     retry: bool = False
     problem: str = ""
+    source: str = ""  # who decodes it, as the reader found that opened it
     place: str = ""  # of the copy that is read instead, if there is one
     state: SlideState = SlideState.ASKING
     strikes: int = 0

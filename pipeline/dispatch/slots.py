@@ -30,13 +30,15 @@ class Segment:
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """What lies in a slot. `suspect`: to be tried alone; `strikes`: the kinds of workers that died of it so (suspects.py)."""
+    """What lies in a slot. `suspect`: to be tried alone; `strikes`: the kinds of workers that died of it so; `killed`: their
+    names, and of those that died with it before (suspects.py)."""
 
     segments: tuple[Segment, ...]
     urgent: bool = False
     strikes: tuple[str, ...] = ()
     suspect: bool = False
     failures: dict[int, str] = field(default_factory=dict)
+    killed: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:

@@ -568,3 +568,13 @@ def test_many_mutated_slides(tmp_path: Path) -> None:
     after = resource.getrusage(resource.RUSAGE_SELF)
     assert after.ru_maxrss - before.ru_maxrss < 300 << 10
     assert after.ru_utime - before.ru_utime < 1200
+
+
+def test_what_was_compared_elsewhere_is_not_compared_again(slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One reader compares a slide with OpenSlide; the others that read it trust that."""
+    compared: list[int] = []
+    check = DirectSource.check
+    monkeypatch.setattr(DirectSource, "check", lambda self, reference: [compared.append(1), check(self, reference)])
+    first, second = open_source(slide, None), open_source(slide, None, checked=True)
+    assert (first.kind, second.kind) == ("direct", "direct") and compared == [1]
+    assert open_source(slide, None, "openslide").kind == "openslide"

@@ -50,7 +50,7 @@ def check_priority(world: World, lease: Fill) -> None:
     """Routine rows are read beside urgent ones only as far as the floor goes."""
     slides = world.dispatcher._board.slides
     urgent = world.by_number[lease.segments[0][0]].urgent
-    rows = sum(len(packed) // 8 for _, _, _, packed in lease.segments)
+    rows = sum(len(packed) // 8 for _, _, _, packed, _ in lease.segments)
     assert 0 < rows <= world.scenario.batch
     assert all(world.by_number[segment[0]].urgent == urgent for segment in lease.segments)
     if urgent:

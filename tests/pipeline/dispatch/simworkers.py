@@ -233,7 +233,7 @@ class Reader(Process):
             self._open(lease)
         elif isinstance(lease, Fill):
             self.current, self.row, self.failures, self.lost = lease, 0, [], []
-            assert all(grid == self.world.by_number[s].geometry.to_dict() for s, _, grid, _ in lease.segments)
+            assert all(grid == self.world.by_number[s].geometry.to_dict() for s, _, grid, *_ in lease.segments)
             self.world.overwrites(self, lease.slot)
 
     def _open(self, lease: Open) -> None:
@@ -242,12 +242,12 @@ class Reader(Process):
         if slide.kind == "unreadable":
             self.send(Refused(lease.lease, "not a slide"))
         elif not (slide.kind in ("kills_open", "hangs_open") and self.meet(slide.kind)):
-            self.send(Opened(lease.lease, {"path": lease.path}, slide.geometry.to_dict(), 8, 8))
+            self.send(Opened(lease.lease, {"path": lease.path}, slide.geometry.to_dict(), 8, 8, "direct"))
 
     def _read_on(self) -> None:
         """One row."""
         lease: Fill = self.current
-        rows = [(s, xy) for s, _, _, packed in lease.segments for xy in np.frombuffer(packed, "<i4").reshape(-1, 2)]
+        rows = [(s, xy) for s, _, _, packed, _ in lease.segments for xy in np.frombuffer(packed, "<i4").reshape(-1, 2)]
         if self.row == len(rows) or (self.row and lease.max_delay_ms < 1e6 and self.rng.random() < self.world.early):
             self.current = None
             self.send(Filled(lease.lease, self.row, self.failures, self.lost))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,7 @@ from pipeline.wire import (
     Living,
     Message,
     Open,
+    Opened,
     Planned,
     Record,
     Refused,
@@ -414,3 +417,97 @@ def test_nonsense_condemns_only_workers_of_ours() -> None:
     made.say("reader-1", Planned(1, b"", {}))
     assert [c.name for c in made.sent("supervisor", Condemn)] == ["reader-0"]
     assert made.sent("reader-1", Who) == [Who(1)]
+
+
+GRID = Geometry(4, 0.5, 0, 1.0, (4, 4), "none", 4, 4, 4, 4, 8, 1).to_dict()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Opened(1, {}, {"step_x": 4}, 8, 8, "direct"),
+        Opened(1, {}, GRID, 0, 8, "direct"),
+        Opened(1, {}, {**GRID, "columns": "many"}, 8, 8, "direct"),
+        Planned(1, b"no plan", {}),
+        Filled(1, 4, [3], []),
+        Filled(1, 4, [["row", "reason"]], []),
+        Filled(1, 4, [], [[1, None]]),
+        Inferred(1, b"", [[0]]),
+        Journaled([None]),
+        Journaled([[1]]),
+        Known(1, {"plan": b""}, b""),
+        Known(1, {"plan": b"SPL1", "geometry": GRID, "info": {}}, b""),
+        Known(1, {"plan": b"", "geometry": 3, "info": {}}, b""),
+        Written(1, "splendid", "", 0, 0, 0),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_nonsense_within_a_message_is_its_senders_fault(message: Message) -> None:
+    """Fields of the right type may hold anything: the sender is condemned, and the batcher goes on."""
+    made = desk("reader-0", "inference-0")
+    made.planned(7, 8)
+    lease = made.sent("reader-0", Fill)[0]
+    if hasattr(message, "lease"):
+        message = dataclasses.replace(message, lease=lease.lease)
+    made.say("reader-0", message)
+    (condemned,) = made.sent("supervisor", Condemn)
+    assert condemned.name == "reader-0" and "makes no sense" in condemned.reason
+    made.supervisor(Dead("reader-0", 1, condemned.reason, False))
+    made.hello("reader-1")
+    assert patches(made.sent("reader-1", Fill)[0]) == patches(lease)
+
+
+def test_known_states_must_be_those_of_the_plan() -> None:
+    """A journal of another length than the plan is not gone on with."""
+    made = desk("reader-0")
+    header = {"plan": Plan(*(np.zeros(2, t) for t in (np.int32, np.int32, np.float32))).to_bytes(), "geometry": GRID}
+    made.supervisor(Submit(1, "a", "/a", {}, False, False, ""))
+    made.say("aggregator-0", Known(1, {**header, "info": {}}, bytes(3)))
+    assert [c.name for c in made.sent("supervisor", Condemn)] == ["aggregator-0"]
+
+
+def test_a_second_trial_goes_to_another_worker() -> None:
+    """A reader that died with a batch, or its GPU, may be to blame: where there is another one, that one tries."""
+    made = desk("reader-0", "reader-1", credit=1)
+    made.planned(1, 1)
+    (name,) = [name for name in ("reader-0", "reader-1") if made.sent(name, Fill)]
+    other = {"reader-0": "reader-1", "reader-1": "reader-0"}[name]
+    made.supervisor(Dead(name, 1, "bad", True))
+    assert len(made.sent(other, Fill)) == 1
+    made.hello(name, 1, generation=2)
+    made.supervisor(Dead(other, 1, "bad", True))
+    assert len(made.sent(name, Fill)) == 1  # there is nobody else
+    made.hello(other, 1, generation=2)
+    made.supervisor(Dead(name, 2, "bad", True))
+    (record,) = made.sent("aggregator-0", Record)
+    assert "quarantined" in record.failures[0][1]
+
+
+def test_a_trial_waits_for_another_worker_that_is_busy() -> None:
+    """It is not given back to the one that died with it only because that one is free first."""
+    made = desk("reader-0", "reader-1", credit=1, slots=8)
+    made.planned(1, 8)
+    lease, _ = made.fill("reader-1"), made.fill("reader-0")
+    made.supervisor(Dead("reader-0", 1, "bad", True))
+    made.hello("reader-0", 1, generation=2)
+    assert made.sent("reader-0", Fill) == []
+    made.filled("reader-1", lease)
+    assert len(made.sent("reader-1", Fill)) == 1
+
+
+def test_a_slide_that_was_done_while_the_aggregator_was_dead_is_forgotten() -> None:
+    """The next aggregator is told; but not of a slide that has come again since."""
+    made = desk("writer-0", credit=2)
+    for number in (1, 2):
+        made.planned(number, 0)
+    writes = made.sent("writer-0", Write)
+    if len(writes) < 2:
+        made.say("writer-0", Written(writes[0].lease, "complete", "", 0, 0, 0))
+        writes += made.sent("writer-0", Write)
+    made.sent("aggregator-0", Forget)
+    made.supervisor(Dead("aggregator-0", 1, "killed", False))
+    made.say("writer-0", Written(writes[-1].lease, "complete", "", 0, 0, 0))
+    made.supervisor(Submit(3, "s1", "/s1", {}, False, False, ""))
+    made.hello("aggregator-0", 0, generation=2)
+    assert "s2" in [forget.id for forget in made.sent("aggregator-0", Forget)]
+    assert "s1" not in [forget.id for forget in made.sent("aggregator-0", Forget)]
