@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import pandas as pd
 import psutil
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SABOTAGE = Path(__file__).resolve().parent / "sabotage"
@@ -172,7 +174,7 @@ def start(
     command = [sys.executable, "-m", "pipeline.cli", "run", *map(str, inputs), "--out", str(out)]
     command += [word for one in models for word in ("--model", str(one))]
     command += ["--no-progress", *(word for value in sets for word in ("--set", value))]
-    path = [str(ROOT), *([str(SABOTAGE)] if sabotage else [])]
+    path = [*([str(SABOTAGE)] if sabotage else []), *_path()]
     environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": os.pathsep.join(path)}
     environment.update(E2E_SABOTAGE=json.dumps(sabotage or {}), E2E_MARKS=str(marks))
     environment.update(PYTHONDONTWRITEBYTECODE="1", NO_COLOR="1")
@@ -185,6 +187,24 @@ def start(
     return Run(process, Path(out), temporary, marks, console)
 
 
+def command(*words: str | Path, limit_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    """`slidestream WORD...`, as from another terminal, to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *map(str, words)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(_path()), "NO_COLOR": "1"},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=limit_s,
+        check=False,
+    )
+
+
+def _path() -> list[str]:
+    """Where processes find slidestream, and what the tests themselves were given to find their packages."""
+    return [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+
+
 def _drop_privileges() -> None:
     """Root without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH: from the next exec on, modes of files count for it too."""
     for capability in (1, 2):
@@ -192,12 +212,16 @@ def _drop_privileges() -> None:
 
 
 def table(out: Path, slide: str) -> pd.DataFrame:
+    import pandas as pd  # here, as tests on a machine with a GPU do without it
+
     frame = pd.read_csv(out / "model-outputs-csv" / f"{slide}.csv")
     return frame.sort_values(["miny", "minx"]).reset_index(drop=True)
 
 
 def assert_same(found: pd.DataFrame, expected: pd.DataFrame, tolerance: float = 1e-6) -> None:
     """Same patches, each once, and same probabilities."""
+    import pandas as pd
+
     places = ["minx", "miny", "width", "height"]
     assert not found.duplicated(places).any()
     pd.testing.assert_frame_equal(found[places], expected[places])

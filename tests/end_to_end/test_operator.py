@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tests.end_to_end.runs import ROOT, Run, interrupt
+from tests.end_to_end.runs import Run, command, interrupt
 from tests.end_to_end.test_crashes import assert_whole
 
 SLOW = {
@@ -20,19 +17,6 @@ SLOW = {
 }  # tens of seconds with one process: time to look at it
 TWO_OF_EACH = ("reader.workers=2", "inference.workers=2", "batcher.batch=8", "aggregator.flush_ms=0")
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
-
-
-def command(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    """`slidestream WORD...`, from another terminal."""
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", *map(str, words)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"},
-        cwd="/",
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 def workers(run: Run, kind: str) -> set[str]:

@@ -9,6 +9,7 @@ E2E_SABOTAGE is JSON, {kind of stage: {...}}, with any of
     segv_crc            CRC-32 of a patch's pixels: inferring it does (inference)
     segv_open           name of a slide's file: opening it does (reader)
     never               name of a worker whose engine never opens (inference)
+    cuda_error_at       in generation 1, a kernel that writes to nowhere is started before this batch (inference on a GPU)
 """
 
 from __future__ import annotations
@@ -32,12 +33,48 @@ def _segv() -> None:
     time.sleep(60)
 
 
+# Stores to address 16, which belongs to nobody.
+_NOWHERE = b"""
+.version 7.0
+.target sm_75
+.address_size 64
+.visible .entry nowhere()
+{
+    .reg .u64 %address;
+    .reg .u32 %value;
+    mov.u64 %address, 16;
+    mov.u32 %value, 1;
+    st.global.u32 [%address], %value;
+    ret;
+}
+\0"""
+
+
+def _lose_gpu(stream: int) -> None:
+    """A CUDA error in flight: it shows in whatever is asked of the GPU once the kernel has run."""
+    import numpy as np
+    from cuda.bindings import driver
+
+    def checked(result: tuple) -> object:
+        if result[0] != driver.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(f"sabotage does not work here: {result[0]!r}")
+        return result[1] if len(result) > 1 else None
+
+    text = np.frombuffer(_NOWHERE, np.uint8)
+    kernel = checked(driver.cuModuleGetFunction(checked(driver.cuModuleLoadData(text.ctypes.data)), b"nowhere"))
+    checked(driver.cuLaunchKernel(kernel, 1, 1, 1, 1, 1, 1, 0, driver.CUstream(stream), 0, 0))
+
+
 class _Trap:
     def __init__(self, kind: str, plan: dict):
         self._plan = plan
         self._calls = 0
         self._generation = int(_argument("--generation"))
         self._mark = f"{kind}.{self._generation}.{os.getpid()}"
+
+    def now(self, key: str) -> bool:
+        """Whether the plan's number under this key is that of the last call, in generation 1."""
+        return self._generation == 1 and self._plan.get(key) == self._calls
 
     def spring(self, patches: int = 1) -> None:
         plan = self._plan
@@ -78,7 +115,7 @@ def _reader(plan: dict, trap: _Trap) -> None:
 
 def _inference(plan: dict, trap: _Trap) -> None:
     from engines import engine as opening
-    from engines import onnx_engine
+    from engines import gpu_engine, onnx_engine
     from engines.errors import EngineError
 
     if plan.get("never") == _argument("--name"):
@@ -99,6 +136,15 @@ def _inference(plan: dict, trap: _Trap) -> None:
         return run(self, patches)
 
     engine.run = new_run
+    submit = gpu_engine.GpuContext.submit
+
+    def new_submit(self, patches):
+        trap.spring(len(patches))
+        if trap.now("cuda_error_at"):
+            _lose_gpu(self._stream)
+        submit(self, patches)
+
+    gpu_engine.GpuContext.submit = new_submit
 
 
 def _wrapped(function, trap: _Trap):
