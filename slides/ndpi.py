@@ -28,7 +28,7 @@ STACK = 8
 _WIDTH, _LENGTH, _COMPRESSION, _STRIP, _STRIP_BYTES = 256, 257, 259, 273, 279
 _LENS, _PLANE, _STARTS, _STARTS_HIGH = 65421, 65424, 65426, 65432
 _WANTED = {_WIDTH, _LENGTH, _COMPRESSION, _STRIP, _STRIP_BYTES, _LENS, _PLANE, _STARTS, _STARTS_HIGH}
-_SHORT, _LONG, _SLONG, _FLOAT = 3, 4, 9, 11
+_LONG, _SLONG, _FLOAT = 4, 9, 11
 
 # Tables, JFIF and a comment: 660 bytes.
 _MAX_HEAD = 1 << 16
@@ -201,7 +201,7 @@ class _Reader(Entries):
         lens = self._number(_LENS, entries[_LENS], _FLOAT, "f")
         if not lens > 0 or self._number(_PLANE, entries[_PLANE], _SLONG, "i") != 0:
             return None
-        width, height, count = (self._integers(tag, entries[tag], 1)[0] for tag in (_WIDTH, _LENGTH, _STRIP_BYTES))
+        width, height = (self._integers(tag, entries[tag], 1)[0] for tag in (_WIDTH, _LENGTH))
         if not (0 < width < 1 << 31 and 0 < height < 1 << 31):
             raise TiffError(f"a directory says that its image has {width} x {height} pixels")
         starts = np.zeros(0, np.uint64)
@@ -212,13 +212,16 @@ class _Reader(Entries):
                 if len(high) != len(starts) or (high >> np.uint64(31)).any():
                     raise TiffError(f"tag {_STARTS_HIGH} has {len(high)} values for {len(starts)} intervals")
                 starts = starts | high << np.uint64(32)
-        return _Image(width, height, self._position(entries[_STRIP]), count, starts)
+        offset, count = (self._long(tag, entries[tag]) for tag in (_STRIP, _STRIP_BYTES))
+        if offset >> 62 or count >> 62:
+            raise TiffError(f"its index points past the end of the file, to bytes {offset} to {offset + count}")
+        return _Image(width, height, offset, count, starts)
 
-    def _position(self, entry: Entry) -> int:
+    def _long(self, tag: int, entry: Entry) -> int:
         """A LONG that has a high half."""
         kind, count, field = entry
         if (kind, count) != (_LONG, 1):
-            raise TiffError(f"tag {_STRIP} has {count} values of type {kind}")
+            raise TiffError(f"tag {tag} has {count} values of type {kind}")
         return self._unpack("Q", field)  # type: ignore[return-value]
 
     def _number(self, tag: int, entry: Entry, kind: int, letter: str) -> float:

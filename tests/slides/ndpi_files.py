@@ -19,7 +19,8 @@ _CHROMA = {"444": ("4:4:4", 8, 8), "422": ("4:2:2", 16, 8), "420": ("4:2:0", 16,
 @dataclass(frozen=True)
 class Ndpi:
     """How levels are stored. `interval`: pixels across between restart markers, None for the whole width, 0 for no markers;
-    `starts`: whether the table of markers is there; `hole`: so many bytes of nothing before the first level."""
+    `starts`: whether the table of markers is there; `hole`: so many bytes of nothing before the first level;
+    `far`: intervals from this one on are said to lie 4 GiB further."""
 
     chroma: str = "422"
     interval: int | None = None
@@ -28,6 +29,7 @@ class Ndpi:
     hole: int = 0
     lens: float = 20.0
     planes: tuple[int, ...] = (0,)
+    far: int | None = None
 
 
 KINDS = {
@@ -107,7 +109,7 @@ def _directory(
         273: (LONG, [offset]),
         277: (SHORT, [3]),
         278: (LONG, [height]),
-        279: (LONG, [len(data)]),
+        279: (LONG, [len(data) + (0 if kind.far is None else 1 << 32)]),
         282: (RATIONAL, [round(1e4 / mpp / scale), 1]),
         283: (RATIONAL, [round(1e4 / mpp / scale), 1]),
         296: (SHORT, [3]),
@@ -117,18 +119,20 @@ def _directory(
     }
     if kind.starts and len(starts) > 1:
         entries[65426] = (LONG, starts)
+    if kind.far is not None:
+        entries[65432] = (LONG, [int(i >= kind.far) for i in range(len(starts))])
     packed, high = [], []
     for tag, (code, values) in sorted(entries.items()):
         letter = "I" if code == RATIONAL else _LETTERS[code]
-        if tag == 273:
-            raw = struct.pack("<Q", offset)
+        if tag in (273, 279):
+            raw = struct.pack("<Q", values[0])
         else:
             raw = struct.pack(f"<{len(values)}{letter}", *values).ljust(8, b"\0")
             if len(values) * struct.calcsize(letter) > 4:
                 raw = struct.pack("<Q", _blob(file, raw))
         count = len(values) // 2 if code == RATIONAL else len(values)
         packed.append(struct.pack("<HHI", tag, code, count) + raw[:4])
-        high.append(raw[4:8] if tag == 273 or len(values) * struct.calcsize(letter) > 4 else bytes(4))
+        high.append(raw[4:8] if tag in (273, 279) or len(values) * struct.calcsize(letter) > 4 else bytes(4))
     start = _blob(file, struct.pack("<H", len(packed)) + b"".join(packed))
     end = file.tell()
     file.write(bytes(8) + b"".join(high))

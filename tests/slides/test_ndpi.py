@@ -3,6 +3,7 @@ from __future__ import annotations
 import resource
 import struct
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,22 @@ def test_a_damaged_stack_costs_only_its_patches(tmp_path: Path, image: np.ndarra
         assert sorted(reasons) == np.flatnonzero(touching).tolist()
         assert all(reason.startswith("tile (0, 2) of level 0 is damaged") for reason in reasons.values())
         assert (out[touching] == 255).all() and np.array_equal(out[~touching], good[~touching])
+
+
+def test_a_level_of_more_than_4_gib(tmp_path: Path, image: np.ndarray) -> None:
+    """The high halves of the table count: here they point where nothing is, which costs those intervals."""
+    hole = 4 << 30
+    clean = direct(write_ndpi(tmp_path / "clean.ndpi", [image], Ndpi(hole=hole)))
+    write_ndpi(tmp_path / "a.ndpi", [image], Ndpi(hole=hole, far=40))
+    source = DirectSource(replace(clean.info, path=str(tmp_path / "a.ndpi"), level_sizes=clean.info.level_sizes[:1]))
+    grid = geometry(source.info, 64, 0.5)
+    xy = everywhere(grid)
+    out, reasons = read(source, grid, xy)
+    good, _ = read(clean, grid, xy)
+    near = xy[:, 1] + 64 <= 256  # the stack of intervals 32 to 39 ends where the far ones begin, which is far
+    assert sorted(reasons) == np.flatnonzero(~near).tolist()
+    assert np.array_equal(out[near], good[near])
+    assert all("bytes" in reason for reason in reasons.values())
 
 
 def test_a_table_of_millions_is_refused(tmp_path: Path, image: np.ndarray) -> None:
