@@ -47,13 +47,20 @@ class Stacks:
     starts: npt.NDArray[np.uint64]
     columns: int
 
+    def parts(self, index: int) -> int:
+        """In how many pieces a stack lies."""
+        return 1 if self.columns == 1 else len(self._intervals(index))
+
     def spans(self, index: int) -> list[tuple[int, int]]:
         """Offsets and lengths of what a stack needs of the file."""
         intervals = self._intervals(index)
+        first, last = intervals[0], intervals[-1]
         if self.columns == 1:
-            begin, end = self.starts[intervals[0]], self.starts[intervals[-1] + 1]
+            begin, end = self.starts[first], self.starts[last + 1]
             return [(int(begin), int(end - begin))]
-        return [(int(self.starts[i]), int(self.starts[i + 1] - self.starts[i])) for i in intervals]
+        begins = self.starts[first : last + 1 : self.columns].tolist()
+        ends = self.starts[first + 1 : last + 2 : self.columns].tolist()
+        return [(begin, end - begin) for begin, end in zip(begins, ends, strict=True)]
 
     def join(self, index: int, parts: Sequence[bytes]) -> bytes:
         """The stream of a stack, from what `spans` named. TileError where a marker is not in its place."""

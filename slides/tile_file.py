@@ -100,20 +100,20 @@ class TileFile:
     def stream(self, level: TileLevel, index: int) -> bytes | None:
         """The stored bytes of a tile, None where the file has none. TileError where they cannot be had; SlideError
         where the file itself has gone."""
-        if level.stacks is None:
-            data = self._taken((level.number, index, 0))
-            if data is not None:
-                return data
-        parts = [self._part(level, span) for span in self._checked(level, index)]
-        if not parts:
-            return None
-        return parts[0] if level.stacks is None else level.stacks.join(index, parts)
+        stacks, number = level.stacks, level.number
+        here = [self._taken((number, index, part)) for part in range(1 if stacks is None else stacks.parts(index))]
+        parts = [part for part in here if part is not None]
+        if len(parts) < len(here):
+            spans = self._checked(level, index)
+            if not spans:
+                return None
+            parts = [self._part(level, span, data) for span, data in zip(spans, here, strict=True)]
+        return parts[0] if stacks is None else stacks.join(index, parts)
 
     def _taken(self, key: Hashable) -> bytes | None:
         return self._ahead.pop(key, None) if self._background is None else self._background.take(key)
 
-    def _part(self, level: TileLevel, span: Span) -> bytes:
-        data = self._taken(span.key)
+    def _part(self, level: TileLevel, span: Span, data: bytes | None) -> bytes:
         if data is not None:
             return data
         name = level.name(span.key[1])  # type: ignore[index]
