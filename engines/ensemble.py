@@ -19,7 +19,7 @@ from engines.errors import EngineError
 
 MODELS = "models"  # in `describe`: what each model's own engine says, by the model's name
 _WHOLE_GPU = "gpu_"  # figures of this beginning are of the GPU, and the same whichever engine tells them
-_COMMON = ("batches", "rows")  # every batch goes through every model
+_SHARED = ("seconds", "batches", "rows", "busy_seconds", "fill")  # every batch goes through every model
 
 
 class Ensemble:
@@ -47,18 +47,17 @@ class Ensemble:
         }
 
     def telemetry(self) -> dict[str, float]:
-        """Each model's figures as "<model>: <figure>", and once what is the same for all: batches, rows, the GPU's."""
-        each = {name: part.telemetry() for name, part in self._parts.items()}
-        common: dict[str, float] = {}
-        for figures in each.values():
-            common |= {name: value for name, value in figures.items() if _of_all(name)}
-        own = {
-            f"{model}: {name}": value
-            for model, figures in each.items()
-            for name, value in figures.items()
-            if not _of_all(name)
-        }
-        return common | own
+        """Every figure of the engines, the largest of them (a batch is as slow as its slowest model), and as
+        "<model>: <figure>" each model's own.
+        """
+        largest: dict[str, float] = {}
+        own: dict[str, float] = {}
+        for model, part in self._parts.items():
+            for name, value in part.telemetry().items():
+                largest[name] = max(value, largest.get(name, value))
+                if name not in _SHARED and not name.startswith(_WHOLE_GPU):
+                    own[f"{model}: {name}"] = value
+        return largest | own
 
     def attach(self, memory: np.ndarray) -> None:
         for part in self._parts.values():
@@ -147,10 +146,6 @@ def open_models(
             part.close()
         raise
     return Ensemble(parts)
-
-
-def _of_all(figure: str) -> bool:
-    return figure in _COMMON or figure.startswith(_WHOLE_GPU)
 
 
 @contextlib.contextmanager

@@ -111,9 +111,11 @@ def read(folder: Path) -> tuple[dict, Patches, int] | None:
 
 
 def inferred_before(folder: Path, key: dict) -> int:
-    """How many patches the journal in `folder` has inferred, if there is one of this key."""
+    """How many patches the journal in `folder` has inferred (by all models), if there is one of this key."""
     found = read(folder)
-    return int(np.count_nonzero(found[1].states == INFERRED)) if found is not None and found[0]["key"] == key else 0
+    if found is None or found[0]["key"] != key:
+        return 0
+    return int(np.count_nonzero((found[1].states == INFERRED) & ~found[1].failed))
 
 
 def _arrays(patches: bytes, probabilities: bytes, failures: list, classes: int) -> tuple[np.ndarray, np.ndarray, list]:
