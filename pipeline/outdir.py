@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -56,12 +57,24 @@ def hold(out: Path, folders: Sequence[Path]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def run_directory(private: Path) -> Iterator[RunDir]:
-    """The run's own directory, mode 0700, on a short path (a socket's path has at most 107 bytes); removed at the end."""
+    """The run's own directory, mode 0700, on a short path (a socket's path has at most 107 bytes); removed at the end.
+
+    Also where this process is killed: a shell that does nothing else waits for that, as the workers die with their parent,
+    stopped ones too, and can no longer clean up.
+    """
     path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    sweeper = subprocess.Popen(
+        ["/bin/sh", "-c", 'read -r _; exec rm -rf -- "$1"', "sh", str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C on the terminal is not for it
+    )
     try:
         (private / "run").write_text(f"{path}\n")
         yield RunDir(path)
     finally:
+        sweeper.communicate()
         shutil.rmtree(path, ignore_errors=True)
         (private / "run").unlink(missing_ok=True)
 

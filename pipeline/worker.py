@@ -65,7 +65,6 @@ class Post:
     run: RunDir
     memory_fd: int
     settings: dict[str, Any]
-    parent: int = 0
 
     @property
     def config(self) -> dict[str, Any]:
@@ -85,14 +84,14 @@ class Post:
         return SharedSlots(self.memory_fd, Layout(**self.settings["layout"]))
 
 
-def die_with_parent(parent: int, signal_number: int = signal.SIGKILL) -> None:
-    """Have the kernel send `signal_number` when the supervisor dies; leave at once if it is dead already."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal_number), 0, 0, 0)
+def die_with_parent(parent: int) -> None:
+    """Have the kernel send SIGKILL when the supervisor dies; leave at once if it is dead already."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:
         os._exit(EXIT_FAULT)
 
 
-def main(kind: str, work: Callable[[Post], None], death_signal: int = signal.SIGKILL) -> None:
+def main(kind: str, work: Callable[[Post], None]) -> None:
     """Run `work` as a stage process; never returns."""
     faulthandler.enable()
     parser = argparse.ArgumentParser(prog=f"stages.{kind}", description="Started by the supervisor, not by hand.")
@@ -102,7 +101,7 @@ def main(kind: str, work: Callable[[Post], None], death_signal: int = signal.SIG
     parser.add_argument("--memory", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     arguments = parser.parse_args()
-    die_with_parent(arguments.parent, death_signal)
+    die_with_parent(arguments.parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to answer
     run = RunDir(arguments.run)
     try:
@@ -112,7 +111,7 @@ def main(kind: str, work: Callable[[Post], None], death_signal: int = signal.SIG
         log.get_logger().critical(f"{run.settings}: {error.strerror}; has the run's directory been removed?")
         sys.exit(EXIT_FAULT)
     log.configure_later(arguments.name, "json", settings["config"]["log"]["level"], sys.stderr)
-    post = Post(kind, arguments.name, arguments.generation, run, arguments.memory, settings, arguments.parent)
+    post = Post(kind, arguments.name, arguments.generation, run, arguments.memory, settings)
     sys.exit(_run(work, post))
 
 

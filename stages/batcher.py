@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
 import time
 
 import zmq
@@ -76,12 +73,12 @@ class Batcher:
         self._garbage = 0
         self._log = log.get_logger()
 
-    def serve(self, orphaned: list[int]) -> None:
-        """Until the supervisor says Stop, or SIGTERM comes (then `orphaned` is no longer empty)."""
+    def serve(self) -> None:
+        """Until the supervisor says Stop."""
         ticked = reported = 0.0
         worked = waited = 0.0
         now = time.monotonic()
-        while not orphaned:
+        while True:
             stop = False
             messages = self._hub.receive(TICK_S)
             began = time.monotonic()
@@ -155,21 +152,10 @@ def settings_of(post: Post) -> DispatchSettings:
 
 
 def work(post: Post) -> None:
-    orphaned: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: orphaned.append(number))
     hub = Hub(post.run.hub)
-    Batcher(hub, Dispatcher(settings_of(post), post.generation)).serve(orphaned)
+    Batcher(hub, Dispatcher(settings_of(post), post.generation)).serve()
     hub.close()
-    if not orphaned:
-        return
-    if os.getppid() != post.parent:
-        # The supervisor was killed and can no longer clean up; the other workers died with it.
-        shutil.rmtree(post.run.path, ignore_errors=True)
-        return
-    # Somebody meant this process alone: the supervisor shall see how it died, and replace it.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":
-    main("batcher", work, death_signal=signal.SIGTERM)
+    main("batcher", work)

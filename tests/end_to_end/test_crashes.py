@@ -58,7 +58,7 @@ def test_killing_a_worker_three_times_changes_nothing(
 
 @pytest.mark.parametrize("kind", ["batcher", "reader"])
 def test_sigterm_to_one_worker_is_a_death_like_any_other(kind, tmp_path, small, model, small_csv, start):
-    """A batcher that is ended while its supervisor lives leaves the run directory alone, and is replaced."""
+    """It is replaced, and the run goes on."""
     run = start([small], tmp_path / "out", model, *ONE_OF_EACH, sabotage={"reader": {"slow_s": 0.005}})
     run.at_work()
     run.stages(kind)[0].terminate()
@@ -115,7 +115,7 @@ class TestInterrupted:
 def test_when_the_supervisor_is_killed_everything_goes_and_the_next_run_resumes(
     tmp_path: Path, native: Path, model: Path, native_csv: pd.DataFrame, start
 ):
-    """The kernel ends its workers, the batcher takes the run directory with it, and the journal is there."""
+    """The kernel ends its workers, the run directory goes too, and the journal is there."""
     out = tmp_path / "out"
     run = start([native], out, model, *ONE_OF_EACH, sabotage=SLOW)
     run.at_work()
@@ -126,6 +126,16 @@ def test_when_the_supervisor_is_killed_everything_goes_and_the_next_run_resumes(
     assert 0 < again.finish().record["patches"]["inferred_before"] < len(native_csv)
 
 
+def test_when_the_supervisor_is_killed_a_stopped_worker_goes_too(tmp_path: Path, small: Path, model: Path, start):
+    """A stopped process hears nothing, but the kernel can still kill it."""
+    run = start([small], tmp_path / "out", model, *ONE_OF_EACH, sabotage=SLOW)
+    run.at_work()
+    for kind in ("batcher", "reader"):
+        run.stages(kind)[0].suspend()
+    run.process.kill()
+    assert gone(run) == []
+
+
 def test_when_all_are_killed_at_once_the_next_run_sweeps_and_resumes(
     tmp_path: Path, native: Path, model: Path, native_csv: pd.DataFrame, start
 ):
@@ -133,8 +143,8 @@ def test_when_all_are_killed_at_once_the_next_run_sweeps_and_resumes(
     out = tmp_path / "out"
     run = start([native], out, model, *ONE_OF_EACH, sabotage=SLOW)
     run.at_work()
-    workers = run.stages()
     run.process.send_signal(signal.SIGSTOP)
+    workers = psutil.Process(run.process.pid).children(recursive=True)  # and the shell that sweeps
     for process in [*workers, run.process]:
         process.kill()
     run.process.wait()

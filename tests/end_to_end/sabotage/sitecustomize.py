@@ -105,10 +105,10 @@ def _reader(plan: dict, trap: _Trap) -> None:
                 _segv()
             return self._inner.read(geometry, xy, out, *rest)
 
-    def new_open(path, *rest):
+    def new_open(path, *rest, **named):
         if os.fspath(path).endswith(plan.get("segv_open", "\0")):
             _segv()
-        return Saboteur(open_source(path, *rest))
+        return Saboteur(open_source(path, *rest, **named))
 
     source.open_source = new_open
 
