@@ -3,14 +3,15 @@
     python -m benchmarks.recovery --network resnet50 --engine tensorrt       on a GPU
     python -m benchmarks.recovery --network demo --engine onnx --blocks 3     on any machine
 
-The run is `slidestream run` over one synthetic slide, once undisturbed and `--kills` times with a kill when a third of the patches
+The run is `slidestream run` over one synthetic slide, twice undisturbed and `--kills` times with a kill when a third of the patches
 are on disk. It infers again when the journal grows although the old process's last answers are long written; the results are the
-CSV files, compared byte by byte.
+CSV files: the same patches, and the largest difference between two probabilities of a patch, beside that of the undisturbed runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ from benchmarks.mosaic import mosaic
 from benchmarks.prepared import NAMES, Ready, ready
 from benchmarks.processes import identity, tree
 
+SAME = 1e-6  # of probabilities
 POLL_S = 0.005
 AFTER = 1 / 3
 SETTLED_S = 0.25  # in which the old process's last answers reach the disk, and no new one can have started
@@ -120,9 +122,22 @@ def journal_bytes(out: Path) -> int:
     return total
 
 
-def results(out: Path) -> dict[str, bytes]:
-    """The CSV files, by name."""
-    return {path.name: path.read_bytes() for path in sorted(out.glob("model-outputs-csv/*.csv"))}
+def results(out: Path) -> dict[tuple[str, ...], list[float]]:
+    """Probabilities of every patch, by file and place, from the CSV files."""
+    found: dict[tuple[str, ...], list[float]] = {}
+    for path in sorted(out.glob("model-outputs-csv/*.csv")):
+        with open(path, newline="") as file:
+            head, *rows = csv.reader(file)
+        first = next(index for index, name in enumerate(head) if name.startswith("prob_"))
+        found |= {(path.name, *row[:first]): [float(value) for value in row[first:]] for row in rows}
+    return found
+
+
+def difference(one: dict[tuple[str, ...], list[float]], other: dict[tuple[str, ...], list[float]]) -> float | None:
+    """The largest between two probabilities of a patch; None where they are not of the same patches."""
+    if not one or one.keys() != other.keys():
+        return None
+    return max(abs(a - b) for key, values in one.items() for a, b in zip(values, other[key], strict=True))
 
 
 def main() -> int:
@@ -148,13 +163,15 @@ def main() -> int:
         sets = [*subject.sets(args.batch), "inference.workers=1", "results.formats=[csv]", *args.set]
         plain = run(subject, slide, Path(name) / "plain", sets, None, args.timeout)
         wanted = results(Path(name) / "plain")
+        run(subject, slide, Path(name) / "again", sets, None, args.timeout)
+        plain["twice_max_difference"] = difference(wanted, results(Path(name) / "again"))
         for number in range(args.kills):
             out = Path(name) / f"killed-{number}"
             found = run(subject, slide, out, sets, int(plain["journal_bytes"] * AFTER), args.timeout)
-            found["same_results"] = results(out) == wanted and bool(wanted)
+            found["max_difference"] = difference(wanted, results(out))
             rows.append(found)
             print(json.dumps(found), file=sys.stderr, flush=True)
-    columns = ("started_again_s", "infers_again_s", "seconds", "restarts", "same_results")
+    columns = ("started_again_s", "infers_again_s", "seconds", "restarts", "max_difference")
     record = {"machine": machine, "network": subject.name, "engine": args.engine, "undisturbed": plain, "killed": rows}
     if args.out is not None:
         args.out.write_text(json.dumps(record, indent=1))
@@ -162,10 +179,13 @@ def main() -> int:
         print(json.dumps(record, indent=1))
     else:
         print(
-            f"{subject.name}, {plain['engine']}: {plain['patches']['inferred']:,} patches in {plain['seconds']:.1f} s undisturbed\n"
+            f"{subject.name}, {plain['engine']}: {plain['patches']['inferred']:,} patches in {plain['seconds']:.1f} s undisturbed; "
+            f"two such runs differ by at most {plain['twice_max_difference']}\n"
         )
         print(table.text(columns, [[row[column] for column in columns] for row in rows]))
-    return 0 if all(row["same_results"] for row in rows) else 1
+    # Kernels of a GPU may add up in another order from time to time; a kill may not change more than that.
+    allowed = max(plain["twice_max_difference"] or 0.0, SAME)
+    return 0 if all(row["max_difference"] is not None and row["max_difference"] <= allowed for row in rows) else 1
 
 
 if __name__ == "__main__":
