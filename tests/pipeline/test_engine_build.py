@@ -304,9 +304,12 @@ def test_ctrl_c_cancels_a_build(tmp_path: Path, root: Path) -> None:
     model, folder = deep(tmp_path / "model", 300), tmp_path / "engines"
     command = [sys.executable, "-m", "pipeline.cli", "engine", "build", model, "--precision", "fp32"]
     environment = {**os.environ, "PYTHONPATH": f"{root}:{os.environ.get('PYTHONPATH', '')}"}
+    # A shell that runs the tests in its background has them ignore the signal, which a child would inherit.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [*map(str, command), "--engines", str(folder)], stderr=subprocess.PIPE, text=True, cwd=root, env=environment
     )
+    signal.signal(signal.SIGINT, before)
     try:
         for line in process.stderr:
             if line.startswith("profile"):  # the next thing is the builder
