@@ -27,7 +27,7 @@ RUN /opt/slidestream/bin/pip install --no-cache-dir '.[tensorrt]' 'nvidia-ml-py>
 FROM python:${PYTHON} AS base
 # The first user of most hosts is 1000; results on a mounted folder should not belong to somebody by chance.
 RUN groupadd --gid 10001 slidestream \
-    && useradd --uid 10001 --gid slidestream --no-create-home --shell /usr/sbin/nologin slidestream \
+    && useradd --uid 10001 --gid slidestream --no-create-home --home-dir /var/lib/slidestream --shell /usr/sbin/nologin slidestream \
     && install -d -o slidestream -g slidestream -m 0700 /var/lib/slidestream /results \
     && install -d -m 0755 /etc/slidestream /slides
 ENV PATH=/opt/slidestream/bin:$PATH \

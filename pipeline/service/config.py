@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.section import Section, Text, key
+from pipeline.service.outward import Http, SpoolFolder, WebhookTarget
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Patterns = Annotated[tuple[Text, ...], Field(max_length=256)]
@@ -82,6 +83,9 @@ class Service(Section):
     watch: tuple[WatchFolder, ...] = key((), "The folders that are watched.", max_length=64)
     routes: tuple[Route, ...] = key((), "The models and results folders that folders name.", max_length=64)
     deadline_s: Deadlines = Field(Deadlines(), description=Deadlines.__doc__)
+    http: Http = Field(Http(), description=Http.__doc__)
+    webhook: WebhookTarget = Field(WebhookTarget(), description=WebhookTarget.__doc__)
+    spool: SpoolFolder = Field(SpoolFolder(), description=SpoolFolder.__doc__)
     trials: int = key(2, "Slides that are checked and opened for trial at a time.", ge=1, le=64)
     trial_timeout_s: float = key(60.0, "A trial that takes longer is ended, in seconds.", ge=1, le=3600)
     give_up_s: float = key(

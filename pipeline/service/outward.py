@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.section import Section, Text, key
-from pipeline.service.webhook import WebhookError, check_url
+from pipeline.service.urls import WebhookError, check_url
 
 Events = Annotated[tuple[Text, ...], Field(min_length=1, max_length=64)]
 
@@ -33,9 +33,9 @@ class Http(Section):
 class WebhookTarget(Section):
     """Events as signed HTTPS requests (docs/operations.md says how they are checked)."""
 
-    url: Text = Field(description="Where events are posted; https, or http to this machine.")
-    secret_file: Text = Field(
-        description="File with the secret of the signatures: whsec_ and base64, or a line of at least 16 characters."
+    url: Text | None = key(None, "Where events are posted; https, or http to this machine. null: nowhere.")
+    secret_file: Text | None = key(
+        None, "File with the secret of the signatures: whsec_ and base64, or a line of at least 16 characters."
     )
     ca_file: Text | None = key(None, "File with the certificates (PEM) that are trusted; null: those of the system.")
     events: Events = key(
@@ -55,25 +55,34 @@ class WebhookTarget(Section):
 
     @field_validator("url")
     @classmethod
-    def _allowed(cls, value: str) -> str:
+    def _allowed(cls, value: str | None) -> str | None:
         try:
-            check_url(value)
+            if value is not None:
+                check_url(value)
         except WebhookError as error:
             raise ValueError(str(error).removeprefix("webhook.url: ")) from None
         return value
+
+    @model_validator(mode="after")
+    def _signed(self) -> Self:
+        if self.url is not None and self.secret_file is None:
+            raise ValueError("url is given, but no secret_file: without a signature anybody could send such events")
+        return self
 
 
 class SpoolFolder(Section):
     """Events as JSON files in a folder that another program empties."""
 
-    path: Text = Field(description="The folder, an absolute path; made where it is missing.")
+    path: Text | None = key(None, "The folder, an absolute path; made where it is missing. null: none.")
     events: Events = key(("*",), "Patterns of the events that are written.")
     most: int = key(10_000, "With so many files in it, the folder is full and events wait.", ge=1, le=1_000_000)
     keep_h: float = key(720.0, "An event that could not be written for so long is dropped, in hours.", ge=0.1, le=8760)
 
     @field_validator("path")
     @classmethod
-    def _absolute(cls, value: str) -> str:
+    def _absolute(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         if not os.path.isabs(value) or "\0" in value or ".." in value.split("/"):
             raise ValueError("must be an absolute path without ..")
         return os.path.normpath(value)

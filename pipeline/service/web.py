@@ -51,7 +51,8 @@ from pipeline.service.looker import Looker
 from pipeline.service.sampler import Ask, Sampler, Unanswered
 from pipeline.service.snapshot import Snapshot
 from pipeline.service.spool import Spool
-from pipeline.service.webhook import LOOPBACK, Webhook, WebhookError, read_secret
+from pipeline.service.urls import LOOPBACK, WebhookError
+from pipeline.service.webhook import Webhook, read_secret
 from pipeline.worker import EXIT_CONFIGURATION, EXIT_FAULT, die_with_parent
 
 SETTINGS, ADDRESS = "web.json", "http"
@@ -151,9 +152,7 @@ def command(run: RunDir) -> list[str]:
     return [sys.executable, "-m", "pipeline.service.web", "--run", str(run.path), "--parent", str(os.getpid())]
 
 
-def write_settings(
-    run: RunDir, ledger: Path, version: str, level: str, http: dict, webhook: dict | None, spool: dict | None
-) -> None:
+def write_settings(run: RunDir, ledger: Path, version: str, level: str, http: dict, webhook: dict, spool: dict) -> None:
     """What this process reads. `http`, `webhook`, `spool` are the sections of pipeline.service.outward as plain JSON."""
     values = {"ledger": str(ledger), "version": version, "level": level}
     text = json.dumps({**values, "http": http, "webhook": webhook, "spool": spool})
@@ -194,10 +193,10 @@ def couriers(settings: dict[str, Any], ask: Ask) -> list[Courier]:
             raise ConnectionError(str(silence)) from silence
 
     found, ledger = [], Path(settings["ledger"])
-    if (hook := settings["webhook"]) is not None:
+    if (hook := settings["webhook"])["url"] is not None:
         sink = Webhook(hook["url"], read_secret(Path(hook["secret_file"])), hook["timeout_s"], hook["ca_file"])
         found.append(Courier(ledger, sink, confirm, hook["events"], hook["keep_h"] * 3600))
-    if (spool := settings["spool"]) is not None:
+    if (spool := settings["spool"])["path"] is not None:
         folder = Spool(Path(spool["path"]), spool["most"])
         found.append(Courier(ledger, folder, confirm, spool["events"], spool["keep_h"] * 3600))
     return found

@@ -28,15 +28,11 @@ from urllib.parse import urlsplit
 
 from pipeline.service.events import Undelivered, envelope, event_id
 from pipeline.service.records import Told
+from pipeline.service.urls import WebhookError, check_url
 
 SECRET_PREFIX = "whsec_"
 SECRET_BYTES = 16
 _THIS_EVENT = {400, 413, 415, 422}  # the receiver does not want this one; everything else may pass
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
-
-class WebhookError(Exception):
-    """The webhook cannot be used as configured. One line, naming the key and what to do."""
 
 
 class Webhook:
@@ -102,22 +98,6 @@ def signature(secret: bytes, identity: str, timestamp: int, body: bytes) -> str:
     """The header webhook-signature."""
     signed = f"{identity}.{timestamp}.".encode() + body
     return "v1," + base64.b64encode(hmac.new(secret, signed, hashlib.sha256).digest()).decode()
-
-
-def check_url(url: str) -> None:
-    """WebhookError unless events may go there: https, or http within this machine; no password in it."""
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname
-        _ = parts.port
-    except ValueError as error:
-        raise WebhookError(f"webhook.url: {error}") from error
-    if not host or not url.isascii() or not url.isprintable() or " " in url:
-        raise WebhookError("webhook.url: must be like https://host/path")
-    if parts.username is not None:
-        raise WebhookError("webhook.url: must not hold a user name or password; the signature says who sends")
-    if parts.scheme != "https" and not (parts.scheme == "http" and host in LOOPBACK):
-        raise WebhookError("webhook.url: must be https (http only to this machine): events can name patients")
 
 
 def read_secret(path: Path) -> bytes:

@@ -27,7 +27,7 @@ from pipeline.service import web
 from pipeline.service.ledger import Ledger
 from pipeline.service.lifecycle import State
 from pipeline.service.looker import Looker
-from pipeline.service.outward import Http, SpoolFolder
+from pipeline.service.outward import Http, SpoolFolder, WebhookTarget
 from pipeline.service.snapshot import Snapshot
 from tests.pipeline.service.ledgers import delivery
 from tests.pipeline.service.looks import answer
@@ -76,10 +76,10 @@ class Service:
         self.supervisor.ready.wait(PATIENCE_S)
         self.process: subprocess.Popen | None = None
 
-    def start(self, parent: list[str] | None = None, spool: dict | None = None, **more: object) -> None:
+    def start(self, parent: list[str] | None = None, spool: str | None = None, **more: object) -> None:
         (self.run.path / web.ADDRESS).unlink(missing_ok=True)
         settings = Http(port=0, **more).model_dump(mode="json")
-        web.write_settings(self.run, self.run.path / "ledger.sqlite", "1.2.3", "info", settings, None, spool)
+        web.write_settings(self.run, self.run.path / "ledger.sqlite", "1.2.3", "info", settings, *receivers(spool))
         self.process = subprocess.Popen(
             parent or web.command(self.run), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
         )
@@ -102,6 +102,11 @@ class Service:
             self.process.stderr.close()
         self.supervisor.join()
         self.ledger.close()
+
+
+def receivers(spool: str | None = None) -> list[dict]:
+    """The sections webhook and spool."""
+    return [section.model_dump(mode="json") for section in (WebhookTarget(), SpoolFolder(path=spool))]
 
 
 def until(true: Callable[[], object]) -> None:
@@ -233,11 +238,21 @@ def test_dies_with_its_parent(service):
     until(lambda: not _lives(child))
 
 
+def test_a_webhook_without_its_secret_is_one_clear_line(service):
+    """Exit code 2 and the key, before anything is served."""
+    hook = WebhookTarget(url="https://example.org/x", secret_file=str(service.run.path / "none"))
+    settings = [Http(port=0).model_dump(mode="json"), hook.model_dump(mode="json"), receivers()[1]]
+    web.write_settings(service.run, service.run.path / "ledger.sqlite", "1", "info", *settings)
+    done = subprocess.run(web.command(service.run), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert json.loads(done.stderr)["event"].startswith("service.webhook.secret_file: ")
+
+
 def test_taken_port_is_one_clear_line(service):
     """Exit code 2 and the key to change."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         settings = Http(port=taken.getsockname()[1]).model_dump(mode="json")
-        web.write_settings(service.run, service.run.path / "ledger.sqlite", "1", "info", settings, None, None)
+        web.write_settings(service.run, service.run.path / "ledger.sqlite", "1", "info", settings, *receivers())
         done = subprocess.run(web.command(service.run), capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     record = json.loads(done.stderr)
@@ -281,7 +296,7 @@ def test_events_are_delivered_and_confirmed(service):
     """What happens in the ledger lies in the spool folder, and the supervisor is told so."""
     service.ledger.add_sink("spool")
     folder = service.run.path / "events"
-    service.start(spool=SpoolFolder(path=str(folder)).model_dump(mode="json"))
+    service.start(spool=str(folder))
     slide = service.ledger.deliver(delivery("A"), time.time())[0]
     service.ledger.finished(slide.id, service.ledger.started(slide.id, 1.0).attempts, State.COMPLETE, {}, time.time())
     until(lambda: service.supervisor.confirmed and service.supervisor.confirmed[-1][1] >= 2)

@@ -21,7 +21,8 @@ from pipeline.service.ledger import Ledger
 from pipeline.service.outward import SpoolFolder, WebhookTarget
 from pipeline.service.records import Told
 from pipeline.service.spool import Spool
-from pipeline.service.webhook import Webhook, WebhookError, read_secret, signature
+from pipeline.service.urls import WebhookError
+from pipeline.service.webhook import Webhook, read_secret, signature
 from tests.pipeline.service.ledgers import delivery
 
 SECRET = b"0123456789abcdef-secret"
@@ -228,6 +229,13 @@ def test_urls_that_are_refused(url):
     """Events can name patients: https, or this machine; no passwords in the file."""
     with pytest.raises(ValueError, match="url"):
         WebhookTarget(url=url, secret_file="/s")
+
+
+def test_webhook_needs_a_secret():
+    """A URL without a secret is refused; without a URL there is no webhook."""
+    with pytest.raises(ValueError, match="secret_file"):
+        WebhookTarget(url="https://example.org/x")
+    assert WebhookTarget().url is None and SpoolFolder().path is None
 
 
 def test_secret_files(tmp_path):
