@@ -120,7 +120,7 @@ class Lab:
     def sets(self, engine: str, *more: str) -> list[str]:
         return [f"inference.engine={engine}", f"inference.engines={self.engines}", *FEW, *more]
 
-    def run(self, slide: Path, model: Path, *sets: str, key: str) -> Finished:
+    def run(self, slide: Path, model: Path | list[Path], *sets: str, key: str) -> Finished:
         """An undisturbed, complete run, done once."""
 
         def make() -> Finished:
