@@ -67,12 +67,12 @@ def demo(config: Config, out: Path, progress: str) -> int:
     result = run_slides([Found(SLIDE, slide)], config, Options(out, progress), [])
     models = result.record.get("models") or [result.record["model"]]
     for model in models:
-        folder = out if len(models) == 1 else out / model["name"]
+        folder, of = (out, "") if len(models) == 1 else (out / model["name"], f" of {model['name']}")
         table = folder / output_path(SLIDE, "csv")
         if result.code == 0 and "tumour" in model["classes"] and table.exists():
             found = accuracy(table, read_truth(slide), "tumour")
             print(
-                f"accuracy: AUC {found.auc:.3f} against the known truth ({found.tumour} patches of tumour, "
+                f"accuracy{of}: AUC {found.auc:.3f} against the known truth ({found.tumour} patches of tumour, "
                 f"{found.normal} without)"
             )
         picture = folder / output_path(SLIDE, "heatmap_png")
