@@ -6,6 +6,7 @@ import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from pipeline import log
 from pipeline.service.sampler import ANSWER_S, Sampler
 from pipeline.service.snapshot import Snapshot
 
@@ -34,6 +35,12 @@ class Looker:
             return await asyncio.wait_for(asyncio.shield(self._under_way), PATIENCE_S)
         except TimeoutError:
             return Snapshot(time.time(), problem=f"looking at the service takes longer than {PATIENCE_S:g} s")
+        except Exception as error:  # a fault of ours must look like a service in trouble, not like none
+            logger = log.get_logger()
+            logger.exception("looking at the service crashed")
+            return Snapshot(
+                time.time(), problem=f"looking at the service crashed ({type(error).__name__}); see the log"
+            )
 
     async def keep_looking(self) -> None:
         """Until it is cancelled."""

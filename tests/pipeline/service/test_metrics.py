@@ -149,3 +149,23 @@ def test_alerts_load_in_prometheus(root):
     for command in (["check", "rules", "alerts.yaml"], ["test", "rules", "alerts-test.yaml"]):
         done = subprocess.run([promtool, *command], check=False, cwd=folder, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_dashboard_asks_in_promql(root, tmp_path):
+    """Prometheus understands every question of the dashboard (skipped where promtool is not installed)."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian: package prometheus)")
+    board = json.loads((root / "configs/monitoring/grafana-dashboard.json").read_text())
+    expressions = [target["expr"] for panel in board["panels"] for target in panel.get("targets", ())]
+    rules = [{"record": f"panel:{n}", "expr": text.replace("$instance", ".*")} for n, text in enumerate(expressions)]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    done = subprocess.run(
+        [promtool, "check", "rules", "rules.yaml"],
+        check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

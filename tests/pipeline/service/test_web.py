@@ -211,6 +211,45 @@ def test_a_fault_of_ours_tells_nothing():
     assert headers["content-security-policy"] == web.HEADERS["content-security-policy"]
 
 
+class Stub:
+    """In place of a Sampler: does what it is told."""
+
+    def __init__(self, look: Callable[[], Snapshot]) -> None:
+        self.look = look
+
+
+def test_a_look_that_crashes_is_a_service_in_trouble(capsys):
+    """Whatever goes wrong in looking: not live, and looking goes on."""
+
+    def crash() -> Snapshot:
+        raise KeyError("busy")
+
+    look = asyncio.run(Looker(Stub(crash)).look())
+    assert not look.answers and "crashed (KeyError)" in look.problem
+
+
+def test_a_look_that_hangs_is_not_waited_for(monkeypatch):
+    """A disk that hangs under the ledger makes no page wait for longer than its patience, and is asked once."""
+    release, looks = threading.Event(), []
+
+    def hang() -> Snapshot:
+        looks.append(1)
+        release.wait(PATIENCE_S)
+        return Snapshot(1.0)
+
+    monkeypatch.setattr("pipeline.service.looker.PATIENCE_S", 0.1)
+
+    async def ask() -> list[Snapshot]:
+        looker = Looker(Stub(hang))
+        found = [await looker.look() for _ in range(3)]
+        release.set()
+        return found
+
+    found = asyncio.run(ask())
+    assert ["takes longer than 0.1 s" in look.problem for look in found] == [True] * 3
+    assert len(looks) == 1
+
+
 def test_names_can_be_allowed(service):
     """A scraper asks under the name that the operator configured."""
     service.start(names=("slide-server.lab",))
