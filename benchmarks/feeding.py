@@ -91,6 +91,7 @@ class World:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._records: deque[int] = deque()
+        self._left: dict[int, int] = {}  # patches of a slide that have no record yet
         side = int(np.ceil(patches**0.5))
         index = np.arange(patches, dtype=np.int32)
         self._plan = Plan(index % side, index // side, np.ones(patches, np.float32)).to_bytes()
@@ -115,6 +116,7 @@ class World:
                 self.mind.from_worker(name, 1, Hello(0, kind, "r", 1, credits[kind], {}), 0.0)
         for number in range(1, a.slides + 1):
             self.mind.from_supervisor(Submit(number, str(number), "/s", {}, False, False, ""), 0.0)
+            self._left[number] = patches
         self._slides = a.slides
 
     def run(self) -> None:
@@ -177,11 +179,16 @@ class World:
                 if not self._records:
                     self._at(self.now + s.flush_s, self._flush)
                 self._records.append(message.record)
+                self._left[message.slide] -= len(message.patches) // 4
+                if not self._left[message.slide]:  # the last of a slide is synced at once
+                    self._flush()
             case Write():
                 return s.write_s, Written(message.lease, "complete", "", 0, 0, 0), 0
         return 0.0, None, 0
 
     def _flush(self) -> None:
+        if not self._records:
+            return
         records, self._records = list(self._records), deque()
         at = self.now + self.speeds.sync_s
         self._at(at, lambda: self._answer("aggregator-0", Journaled(records)))

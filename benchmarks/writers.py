@@ -22,10 +22,10 @@ import numpy as np
 from benchmarks import table
 from results.journal import Journal, read
 from results.layout import FORMATS
-from results.pictures import load_png, save_png
+from results.pictures import load_pictures, save_pictures
 from results.record import SlideRecord
 from results.summary import write_summary
-from results.write import _writer, load
+from results.write import _writer, load, write_slide
 from slides.geometry import SlideInfo, geometry
 from slides.plan import plan
 
@@ -117,11 +117,12 @@ def main() -> int:
         folder, rounds = Path(name), arguments.rounds
         figures["journal"] = measure(lambda: journal(record, folder / "work", arguments.batch), rounds)
         figures["journal, read"] = measure(lambda: read(folder / "work"), rounds)
-        figures["overview, kept"] = measure(lambda: save_png(folder / "overview.png", record.overview), rounds)
-        figures["overview, read"] = measure(lambda: load_png(folder / "overview.png"), rounds)
+        figures["pictures, kept"] = measure(lambda: save_pictures(folder, record.overview, record.mask), rounds)
+        figures["pictures, read"] = measure(lambda: load_pictures(folder), rounds)
         for kind in FORMATS:
             write = _writer(kind, None)
             figures[kind] = measure(lambda kind=kind, write=write: write(record, folder / kind), rounds)
+        figures["all formats"] = measure(lambda: write_slide(record, folder / "out", FORMATS), rounds)
         figures["summary"] = measure(lambda: write_summary(record, folder / "summary.json"), rounds)
     n = len(record.state)
     rows = [[what, 1e3 * cpu, 1e3 * wall, n / cpu, n / wall] for what, (cpu, wall) in figures.items()]

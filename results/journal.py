@@ -3,7 +3,7 @@
     <folder>/journal       "SSJ1\\n", then frames: u32 length, u32 CRC-32 of the body (little-endian), body in msgpack
         first frame        the header: {"id", "path", "key", "classes", "info", "geometry", "tissue", "plan"}
         every other        [patches int32, probabilities float32, [[patch, reason], ...]] or ["retry"]
-    <folder>/overview.png, <folder>/mask.png
+    <folder>/overview.npy, <folder>/mask.png: see results.pictures
 
 It is only ever appended to. A torn end (a kill or a power cut in mid-write) is cut off when it is opened again; what
 had been acknowledged lies before it. The first outcome of a patch stands, so a repeated record does no harm.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,11 @@ def write_slide(
     outputs = {name: output_path(record.slide, name) for name in names}
 
     atomic.remove(Path(out, output_path(record.slide, "summary")))
-    for name, relative in outputs.items():
-        _writer(name, heatmap_class)(record, Path(out, relative))
+    writers = {name: (_writer(name, heatmap_class), Path(out, relative)) for name, relative in outputs.items()}
+    slowest_first = sorted(writers, key=lambda name: name != "heatmap_png")  # it takes longer than all others together
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(writers[name][0], record, writers[name][1]) for name in slowest_first]:
+            done.result()
     _remove_others(record.slide, out, outputs)
     write_summary(record, Path(out, output_path(record.slide, "summary")), outputs, formats)
     return outputs

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slides.geometry import SlideInfo
+from slides.shrink import shrink_area
 
 Mask = npt.NDArray[np.bool_]
 Image = npt.NDArray[np.uint8]
@@ -114,7 +115,7 @@ def _shrunk(overview: Image, um_per_px: float, method: str) -> tuple[Image, floa
         return overview, um_per_px
     height, width = (max(1, round(size * factor)) for size in overview.shape[:2])
     um = um_per_px * math.sqrt(overview.shape[0] * overview.shape[1] / (height * width))
-    return cv2.resize(overview, (width, height), interpolation=cv2.INTER_AREA), um
+    return shrink_area(overview, width, height), um
 
 
 def _brightfield(image: Image, um: float) -> tuple[Mask, float]:

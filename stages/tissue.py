@@ -11,7 +11,7 @@ from pipeline.link import Link
 from pipeline.memory import SharedSlots
 from pipeline.wire import Mask, Planned
 from pipeline.worker import Post, main
-from results.pictures import save_png
+from results.pictures import save_pictures
 from slides.geometry import Geometry, SlideInfo
 from slides.plan import plan
 from slides.tissue import overview_um_per_px, tissue_mask
@@ -31,9 +31,7 @@ def serve(lease: Mask, config: dict, slots: SharedSlots, link: Link) -> Planned:
         max_hole_mm2=settings["max_hole_mm2"],
     )
     link.beat()
-    folder = Path(lease.folder)
-    save_png(folder / "overview.png", overview)
-    save_png(folder / "mask.png", found.mask.astype(np.uint8) * 255)
+    save_pictures(Path(lease.folder), overview, found.mask)
     link.beat()
     planned = plan(found.mask, info, grid, settings["min_fraction"])
     area_mm2 = float(np.count_nonzero(found.mask)) * (um_per_px / 1000) ** 2

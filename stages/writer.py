@@ -14,7 +14,7 @@ from pipeline.wire import Refused, Write, Written
 from pipeline.worker import HOPELESS_ERRNOS, Post, main
 from results import journal
 from results.columns import columns, share
-from results.pictures import load_png
+from results.pictures import load_pictures
 from results.record import FAILED, SlideRecord
 from results.write import load, write_failed, write_slide
 from slides.plan import Plan
@@ -28,8 +28,7 @@ def records_of(lease: Write, settings: dict) -> list[SlideRecord]:
         raise FileNotFoundError(f"{folder / 'journal'}: the journal of this slide is gone")
     header, patches, _ = found
     plan = Plan.from_bytes(header["plan"])
-    overview, mask = load_png(folder / "overview.png"), load_png(folder / "mask.png")
-    mask = None if mask is None else mask > 0
+    overview, mask = load_pictures(folder)
     models, targets = settings["models"], settings["results"]
 
     def record(model: dict, target: dict, part: slice) -> SlideRecord:

@@ -68,3 +68,13 @@ def test_png_files_of_others_are_refused():
     Image.fromarray(picture(16, 16)).save(buffer, "PNG")
     with pytest.raises(ValueError, match="."):
         decode_png(buffer.getvalue())
+
+
+def test_large_pictures_are_packed_in_strips():
+    """Several streams side by side make one file that any reader opens."""
+    image = picture(1500, 2000)
+    image[500:] //= 64
+    data = encode_png(image)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), image)
+    np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1], image)
+    np.testing.assert_array_equal(decode_png(data), image)
