@@ -179,3 +179,17 @@ class TestLostWorker:
         assert "inference-0 died 2 times in a row without any progress" in finished.record["reason"]
         assert "this GPU has fallen off the bus" in finished.record["reason"]
         assert finished.record["lost"] == {}
+
+    def test_an_error_of_the_device_ends_its_process_with_70_and_no_patch_is_lost(
+        self, tmp_path: Path, small: Path, model: Path, small_csv: pd.DataFrame, start
+    ):
+        """In the middle of the work: the process leaves at once, its slots run elsewhere, and it is started again."""
+        sets = ("inference.workers=1", "batcher.batch=8", "supervisor.backoff_s=0")
+        run = start([small], tmp_path / "out", model, *sets, sabotage={"inference": {"fatal_at": 20}})
+        finished = run.finish()
+        assert_whole(finished, "small", small_csv)
+        (lost,) = [r for r in finished.log if r["event"] == "engine lost"]
+        (died,) = [r for r in finished.log if r["event"] == "process died"]
+        assert lost["reason"] == "the device is lost"
+        assert (died["worker"], died["cause"]) == ("inference-0", "exit code 70")
+        assert finished.record["stages"]["inference"]["restarts"] == 1

@@ -19,6 +19,7 @@ import stages.inference
 from engines.errors import EngineError
 from engines.gpu_engine import GpuEngine
 from pipeline.dispatch.leases import BOOT_SHIFT
+from pipeline.link import Link
 from pipeline.memory import Layout, SharedSlots, create
 from pipeline.rundir import RunDir
 from pipeline.wire import Consumed, Hello, Inferred, Refused, Run, Telemetry, Welcome, decode, encode
@@ -320,9 +321,15 @@ class Hub:
         }  # fmt: skip
         self.post = Post("inference", "inference-0", 1, run, self.stage.memory_fd, settings)
         monkeypatch.setattr(stages.inference, "open_models", opened)
+        monkeypatch.setattr(stages.inference, "Inference", self._loop)
+        self.links: list[Link] = []
         self.code: Any = None
         self._thread = threading.Thread(target=self._work)
         self._thread.start()
+
+    def _loop(self, link: Link, *arguments: Any) -> Inference:
+        self.links.append(link)
+        return Inference(link, *arguments)
 
     def _work(self) -> None:
         try:
@@ -341,6 +348,8 @@ class Hub:
     def over(self) -> Any:
         self._thread.join(10)
         assert not self._thread.is_alive()
+        for link in self.links:  # which in a process of its own goes with the process
+            link.close()
         self.socket.close(0)
         self.context.term()
         os.close(self.stage.memory_fd)

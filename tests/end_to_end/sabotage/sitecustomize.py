@@ -9,6 +9,7 @@ E2E_SABOTAGE is JSON, {kind of stage: {...}}, with any of
     segv_crc            CRC-32 of a patch's pixels: inferring it does (inference)
     segv_open           name of a slide's file: opening it does (reader)
     never               name of a worker whose engine never opens (inference)
+    fatal_at            in generation 1, this batch fails as if the device were lost (inference on the processor)
     cuda_error_at       in generation 1, a kernel that writes to nowhere is started before this batch (inference on a GPU)
 """
 
@@ -131,6 +132,8 @@ def _inference(plan: dict, trap: _Trap) -> None:
 
     def new_run(self, patches):
         trap.spring(len(patches))
+        if trap.now("fatal_at"):
+            raise EngineError("the device is lost", fatal=True)
         if "segv_crc" in plan and plan["segv_crc"] in [zlib.crc32(patch.tobytes()) for patch in patches]:
             _segv()
         return run(self, patches)
