@@ -125,25 +125,3 @@ def open_engine(kind: str, folded: Path, *, classes: int, patch_px: int, threads
 
         return NullEngine(folded, classes=classes, patch_px=patch_px, threads=threads, max_batch=max_batch)
     raise EngineError(f"inference.engine: unknown engine {kind!r}; known: {', '.join(KINDS)}")
-
-
-def open_configured(
-    inference: dict[str, Any], *, folded: Path, plan: Path | None, classes: int, patch_px: int, max_batch: int
-) -> Engine:
-    """Opens what a resolved configuration's `inference` section asks for: `folded` on the CPU, or `plan`, an engine of
-    engines.cache, on this process's first GPU. Raises EngineError.
-    """
-    if plan is None:
-        return open_engine(
-            inference["engine"],
-            folded,
-            classes=classes,
-            patch_px=patch_px,
-            threads=inference["threads"],
-            max_batch=max_batch,
-        )
-    from engines.backend import open_plan
-
-    return open_plan(
-        plan, classes=classes, patch_px=patch_px, max_batch=max_batch, cuda_graphs=inference["cuda_graphs"]
-    )

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from engines.engine import Context, Engine, open_configured
+from engines.configured import open_configured
+from engines.engine import Context, Engine
 from engines.errors import EngineError
 
 MODELS = "models"  # in `describe`: what each model's own engine says, by the model's name
@@ -117,7 +118,7 @@ def open_models(
     plans: Sequence[Path],
     max_batch: int,
 ) -> Engine:
-    """The engine of one model, or the ensemble of several; each is opened as by engines.engine.open_configured.
+    """The engine of one model, or the ensemble of several; each is opened as by engines.configured.open_configured.
 
     `models`: what Model.describe() says. `folded` and, on a GPU, `plans` are theirs, in the same order; without plans the
     run is on a CPU. Raises EngineError, naming the model where there are several.

@@ -86,7 +86,7 @@ def _last_words(worker: subprocess.Popen[str]) -> str:
 
 
 def _work(facts: dict[str, Any]) -> None:
-    from engines.engine import open_configured
+    from engines.configured import open_configured
     from pipeline.engine_variants import Memory, drive, shared_slots
 
     batch, side, inference = facts["batch"], facts["patch_px"], facts["inference"]
