@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.status import StageStatus, Status, bottleneck, duration
-from pipeline.submissions import Submissions, Verdict
+from pipeline.submissions import Source, Submissions, Verdict
 from pipeline.supervisor import Ending
 from pipeline.watch import Gauge, Watch
 
@@ -14,19 +14,19 @@ STAGES = ("reader", "tissue", "batcher", "inference", "aggregator", "writer")
 FAILURES_SHOWN = 20
 
 
-def snapshot(watch: Watch, submissions: Submissions, elapsed_s: float) -> Status:
+def snapshot(watch: Watch, submissions: Source, elapsed_s: float) -> Status:
     """The run at this moment."""
-    over = [verdict for verdict in submissions.verdicts.values() if not verdict.skipped]
+    tally = submissions.tally
     # The last report may still have slides in it that are done since: each counts once.
-    active = [entry[1:] for entry in watch.report.get("active", []) if entry[0] not in submissions.verdicts]
+    active = [entry[1:] for entry in watch.report.get("active", []) if entry[0] in submissions.under_way]
     return Status(
-        slides_total=len(submissions.found),
-        slides_done=submissions.count("complete"),
-        slides_failed=submissions.count("failed"),
-        slides_partial=submissions.count("partial"),
-        patches_planned=sum(v.planned for v in over) + sum(planned for _, _, _, planned in active),
-        patches_inferred=sum(v.inferred for v in over) + sum(inferred for _, inferred, _, _ in active),
-        patches_failed=sum(v.failed for v in over) + sum(failed for _, _, failed, _ in active),
+        slides_total=submissions.total,
+        slides_done=tally.slides.get("complete", 0),
+        slides_failed=tally.slides.get("failed", 0),
+        slides_partial=tally.slides.get("partial", 0),
+        patches_planned=tally.planned + sum(planned for _, _, _, planned in active),
+        patches_inferred=tally.inferred + sum(inferred for _, inferred, _, _ in active),
+        patches_failed=tally.failed + sum(failed for _, _, failed, _ in active),
         stages=stages(watch),
         active=tuple((slide, inferred + failed, planned) for slide, inferred, failed, planned in active),
         elapsed_s=elapsed_s,

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
+from typing import Protocol
 
 from pipeline.staging import Staging
 from pipeline.wire import SlideDone, Submit
@@ -42,6 +43,52 @@ class Earlier:
 
 
 @dataclass(slots=True)
+class Tally:
+    """Slides by what became of them; patches of those that were done by this process, not of what it found complete."""
+
+    slides: dict[str, int] = field(default_factory=dict)
+    planned: int = 0
+    inferred: int = 0
+    failed: int = 0
+
+    @property
+    def over(self) -> int:
+        """Slides that are done, whatever became of them."""
+        return sum(self.slides.values())
+
+    def add(self, verdict: Verdict) -> None:
+        self.slides[verdict.state] = self.slides.get(verdict.state, 0) + 1
+        if not verdict.skipped:
+            self.planned += verdict.planned
+            self.inferred += verdict.inferred
+            self.failed += verdict.failed
+
+
+class Source(Protocol):
+    """Where a supervisor has its slides from. `under_way`: those that the batcher knows of, by number."""
+
+    tally: Tally
+    under_way: dict[int, Submit]
+
+    def next(self) -> Submit | None:
+        """The next slide to be submitted; None if none is due yet."""
+
+    def again(self) -> list[Submit]:
+        """What a new batcher must be told."""
+
+    def done(self, message: SlideDone) -> Verdict | None:
+        """Take in the end of a slide; None if it was known."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing more to do, for ever."""
+
+    @property
+    def total(self) -> int:
+        """Slides, those to come included."""
+
+
+@dataclass(slots=True)
 class Submissions:
     """Urgent slides first, then in the order given. `look(found)` reads what is known of a slide from disk.
 
@@ -53,6 +100,7 @@ class Submissions:
     look: Callable[[Found], Earlier]
     staging: Staging | None = None
     verdicts: dict[int, Verdict] = field(default_factory=dict)
+    tally: Tally = field(default_factory=Tally)
     under_way: dict[int, Submit] = field(default_factory=dict)
     carried: dict[str, int] = field(default_factory=dict)
     _queue: deque[int] = field(default_factory=deque)
@@ -131,16 +179,12 @@ class Submissions:
 
     def _skip(self, number: int, summary: dict, skipped: bool = True) -> None:
         slide, patches = self._slide(number), summary["patches"]
-        self.verdicts[number] = Verdict(
-            slide.id,
-            str(slide.path),
-            "complete",
-            "",
-            patches["planned"],
-            patches["inferred"],
-            patches["failed"],
-            skipped,
-        )
+        counts = (patches["planned"], patches["inferred"], patches["failed"])
+        self._settle(number, Verdict(slide.id, str(slide.path), "complete", "", *counts, skipped))
+
+    def _settle(self, number: int, verdict: Verdict) -> None:
+        self.verdicts[number] = verdict
+        self.tally.add(verdict)
 
     def done(self, message: SlideDone) -> Verdict | None:
         """Take in the end of a slide; None if it was known."""
@@ -157,7 +201,7 @@ class Submissions:
             message.inferred,
             message.failed,
         )
-        self.verdicts[message.slide] = verdict
+        self._settle(message.slide, verdict)
         return verdict
 
     @property
@@ -168,5 +212,6 @@ class Submissions:
         if self.staging is not None:
             self.staging.release(number)
 
-    def count(self, state: str) -> int:
-        return sum(1 for verdict in self.verdicts.values() if verdict.state == state)
+    @property
+    def total(self) -> int:
+        return len(self.found)

@@ -25,7 +25,7 @@ from pipeline.link import HIGH_WATER
 from pipeline.log import LogSink
 from pipeline.roster import WELL_S, Roster
 from pipeline.rundir import RunDir
-from pipeline.submissions import Submissions, Verdict
+from pipeline.submissions import Source, Verdict
 from pipeline.watch import Watch
 from pipeline.wire import (
     Condemn,
@@ -69,7 +69,7 @@ class Supervisor:
         settings: dict[str, Any],
         crew: list[Member],
         recruit: Callable[[str, int], Member],
-        submissions: Submissions,
+        submissions: Source,
         sink: LogSink,
         watching: Callable[[Watch], None],
         ended: Callable[[Verdict], None],
@@ -103,6 +103,12 @@ class Supervisor:
         self._poller = zmq.Poller()
         self._control = Control(self._zmq, run.control, {"scale": self._scale, **answers})
         self._poller.register(self._control.socket, zmq.POLLIN)
+        self._attached: dict[int, Callable[[], None]] = {}
+
+    def attach(self, descriptor: int, heard: Callable[[], None]) -> None:
+        """Call `heard` in the loop whenever this descriptor is readable."""
+        self._attached[descriptor] = heard
+        self._poller.register(descriptor, zmq.POLLIN)
 
     # ------------------------------------------------------------ the loop
 
@@ -171,6 +177,9 @@ class Supervisor:
             self._receive()
         if self._control.socket in ready:
             self._control.answer()
+        for descriptor, heard in self._attached.items():
+            if descriptor in ready:
+                heard()
 
     def _end(self, ending: Ending) -> None:
         """The first cause stands."""
@@ -229,7 +238,7 @@ class Supervisor:
     def _replace(self, child: Child, member: Member, death: Death) -> None:
         self.watch.restarts[child.kind] = self.watch.restarts.get(child.kind, 0) + 1
         report = self.watch.report
-        progress = (report.get("settled"), report.get("suspects"), len(self._submissions.verdicts))
+        progress = (report.get("settled"), report.get("suspects"), self._submissions.tally.over)
         well = child.joined and (not child.device or time.monotonic() - child.started_at > WELL_S)
         others = any(other.kind == child.kind and other.joined for other in self._children.values())
         fate = self._roster.died(member, child.generation, death.blame, well, progress, others)

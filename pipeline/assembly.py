@@ -1,0 +1,117 @@
+"""What a run and a lane of the service are put together from, beside their supervisor."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from engines.model import Model
+from pipeline import __version__, memory
+from pipeline.config import Config, ConfigError
+from pipeline.log import LogSink
+from pipeline.models import joint_key, targets
+from pipeline.rundir import work_folder
+from pipeline.staging import Staging, StagingError
+from pipeline.status import Status
+from pipeline.submissions import Earlier
+from pipeline.watch import Watch
+from results.journal import inferred_before
+from results.summary import is_complete, read_summary
+from slides.discover import Found, fingerprint
+from slides.errors import SlideError
+
+LIBRARIES = ("numpy", "onnxruntime", "openslide-python", "openslide-bin", "pyzmq", "msgpack")
+
+
+def staging(config: Config) -> Staging | None:
+    """The copies of slides on a local disk, where the configuration wants them. ConfigError: they cannot be made."""
+    if config.slides.stage_dir is None:
+        return None
+
+    def warn(slide: str, reason: str) -> None:
+        structlog.get_logger().warning(reason, slide=slide)
+
+    limit, patience_s = int(config.slides.stage_gb * 1e9), config.slides.read_timeout_s
+    try:
+        return Staging(Path(config.slides.stage_dir).expanduser().absolute(), limit, patience_s, warn)
+    except StagingError as error:
+        raise ConfigError(f"slides.stage_dir {error}") from error
+
+
+def open_sink(config: Config, out: Path, show: Callable[[str], None] | None = None) -> LogSink:
+    """Where all log records of a run go. ConfigError where `out` cannot hold them."""
+    try:
+        return LogSink(config.log.format, sys.stderr, out / "slidestream.log" if config.log.file else None, show)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: the log cannot be written ({error.strerror})") from error
+
+
+def settings(
+    private: Path, out: Path, config: Config, models: Sequence[Model], keys: Sequence[dict[str, str]]
+) -> dict[str, Any]:
+    """What the workers read: plain JSON, so that they need neither YAML nor pydantic."""
+    batcher = config.batcher
+    layout = memory.Layout(
+        batcher.slots, batcher.batch, models[0].patch_px, batcher.overview_slots, config.slides.overview_px
+    )
+    return {
+        "run": uuid.uuid4().hex,
+        "out": str(out),
+        "private": str(private),
+        "layout": layout.to_dict(),
+        "config": config.model_dump(mode="json"),
+        "models": [model.describe() for model in models],
+        "results": targets(models, out, keys, config.results.heatmap_class),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"slidestream": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def looker(
+    folders: Sequence[Path], private: Path, keys: Sequence[dict[str, str]], formats: Collection[str]
+) -> Callable[[Found], Earlier]:
+    """What is known of a slide before it is submitted. It is complete when the results of all models are."""
+    key = joint_key(keys)
+
+    def look(slide: Found) -> Earlier:
+        try:
+            digest = fingerprint(slide.path)
+        except SlideError as error:
+            return Earlier({"fingerprint": "", **key}, error.reason)
+        mine = {"fingerprint": digest, **key}
+        earlier = [read_summary(folder, slide.id) for folder in folders]
+        if all(
+            is_complete(summary, {"fingerprint": digest, **own}, folder, formats)
+            for summary, own, folder in zip(earlier, keys, folders, strict=True)
+        ):
+            shutil.rmtree(work_folder(private, slide.id), ignore_errors=True)
+            return Earlier(mine, complete=earlier[0])
+        begun = any(summary is not None for summary in earlier)
+        return Earlier(mine, retry=begun, carried=inferred_before(work_folder(private, slide.id), mine))
+
+    return look
+
+
+def status_report(watch: Watch, now: Status) -> dict[str, Any]:
+    """What `status` tells of a supervisor, as plain JSON."""
+    report: Mapping[str, Any] = {name: watch.report.get(name) for name in ("slots", "suspects", "records", "telemetry")}
+    return {**asdict(now), **report, "engines": watch.engines, "lost": watch.lost}
