@@ -101,7 +101,7 @@ def _build(
         check_census(census, graph_census(proto), precision)
         config = _config(builder, options, flavour)
         for profile in profiles:
-            _add_profile(builder, network, config, profile)
+            _add_profile(builder, network, config, profile, only=len(profiles) == 1)
         monitor = _monitor(trt, progress, cancel)
         config.progress_monitor = monitor
         with _timing_cache(config, timing_cache if flavour.timing_cache else None):
@@ -167,7 +167,7 @@ def _compute_capability(flavour: Flavour, name: str) -> Any:
     return flavour.trt.ComputeCapability.__members__["SM" + name.replace(".", "")]
 
 
-def _add_profile(builder: Any, network: Any, config: Any, profile: Profile) -> None:
+def _add_profile(builder: Any, network: Any, config: Any, profile: Profile, *, only: bool) -> None:
     # TensorRT takes a profile with a wrong name or size without a word, and fails later with another reason.
     inputs = {network.get_input(i).name: tuple(network.get_input(i).shape) for i in range(network.num_inputs)}
     outputs = [network.get_output(i).name for i in range(network.num_outputs)]
@@ -176,6 +176,9 @@ def _add_profile(builder: Any, network: Any, config: Any, profile: Profile) -> N
     fixed = [(found, want) for found, want in zip(inputs[INPUT], profile.shape(1), strict=True) if found != -1]
     if any(found != want for found, want in fixed):
         raise EngineError(f"the graph takes {inputs[INPUT]}, not patches of {profile.patch_px} px")
+    if only and profile.minimum == profile.maximum:
+        # One shape and no range of one: nothing is left to be specialised where it runs.
+        network.get_input(0).shape = profile.shape(profile.maximum)
     shapes = builder.create_optimization_profile()
     shapes.set_shape(INPUT, *(profile.shape(n) for n in (profile.minimum, profile.optimum, profile.maximum)))
     if not shapes or config.add_optimization_profile(shapes) < 0:

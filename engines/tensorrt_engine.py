@@ -2,10 +2,15 @@
 
 Every (context, shape) is run before it is used: TensorRT for RTX compiles its kernels on the first run of a shape. What was
 compiled is kept beside the plan, so that a process that replaces a dead one starts in a fraction of the time.
+
+With its 1.4 on an H100 the first context of a process gave other last bits than the later ones, which had found its kernels.
+So a first one is run and thrown away, and those that answer all start from what it left, read back from bytes as in the next
+process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,9 +39,11 @@ def open_tensorrt(
     cuda_graphs: bool = False,
     device: int = 0,
     unverified: bool = False,
+    rehearse: bool = True,
 ) -> GpuEngine:
     """Opens a plan of engines.cache on GPU `device` (counted among the visible ones).
 
+    Batches smaller than its profile's minimum are padded to that. `rehearse` False is for benchmarks: see above.
     `unverified` is for verification itself: else an engine that was not found right on this kind of GPU is refused.
     Raises EngineError, before anything is loaded where that is possible: no TensorRT or GPU, an engine of something
     else (naming both values), a damaged file, one that was not verified.
@@ -49,15 +56,16 @@ def open_tensorrt(
     cuda = Cuda(device)
     check_loadable(entry, entry.identity, flavour, cuda.gpu, unverified)
     profile = _profile(entry, entry.identity, classes, patch_px, max_batch)
-    network = TensorRTNetwork(entry, entry.identity, flavour, cuda.gpu, profile, cuda_graphs)
+    network = TensorRTNetwork(entry, entry.identity, flavour, cuda.gpu, profile, cuda_graphs, rehearse=rehearse)
+    minimum = entry.identity.profiles[profile]["minimum"]
     return GpuEngine(
         "tensorrt",
         cuda,
         network,
         classes=classes,
         patch_px=patch_px,
-        max_batch=max_batch,
-        shapes=shapes,
+        max_batch=max(max_batch, minimum),
+        shapes=[rows for rows in shapes if rows >= minimum],
         load_seconds=time.monotonic() - started,
     )
 
@@ -68,10 +76,10 @@ def _profile(entry: Entry, identity: Identity, classes: int, patch_px: int, max_
         raise EngineError(f"{entry.plan}: gives {identity.classes} classes, the model has {classes}; build it again")
     for index, profile in enumerate(identity.profiles):
         if profile["patch_px"] == patch_px:
-            if profile["minimum"] > 1 or profile["maximum"] < max_batch:
-                has = f"{profile['minimum']} to {profile['maximum']}"
+            if profile["maximum"] < max_batch:
                 raise EngineError(
-                    f"{entry.plan}: takes batches of {has}, batcher.batch is {max_batch}; lower it, or build another"
+                    f"{entry.plan}: takes batches of up to {profile['maximum']}, batcher.batch is {max_batch}; lower it, or "
+                    "build another"
                 )
             return index
     sizes = ", ".join(str(profile["patch_px"]) for profile in identity.profiles)
@@ -82,7 +90,15 @@ class TensorRTNetwork:
     """See engines.device.Network."""
 
     def __init__(
-        self, entry: Entry, identity: Identity, flavour: Flavour, gpu: Gpu, profile: int, cuda_graphs: bool
+        self,
+        entry: Entry,
+        identity: Identity,
+        flavour: Flavour,
+        gpu: Gpu,
+        profile: int,
+        cuda_graphs: bool,
+        *,
+        rehearse: bool,
     ) -> None:
         self._entry, self._identity, self._flavour, self._profile = entry, identity, flavour, profile
         self._kernels_file = entry.kernels(gpu)
@@ -97,7 +113,9 @@ class TensorRTNetwork:
         self._engine: Any = engine
         self._kernels: Any = None
         self._known_kernels = b""
-        self._config = self._runtime_config(cuda_graphs)
+        self._cuda_graphs = cuda_graphs
+        self._config = self._runtime_config(self._read_kernels())
+        self.rehearses = rehearse and self._kernels is not None
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -124,17 +142,28 @@ class TensorRTNetwork:
         side = self._identity.profiles[self._profile]["patch_px"]
         return _Execution(context, source, target, (side, side, 3), self)
 
+    def rehearsed(self) -> None:
+        """Keeps what was compiled, and starts anew from it."""
+        if data := self._compiled():
+            self._keep(data)
+            self._config = self._runtime_config(data)
+
     def warmed(self) -> None:
         """Keeps the kernels that were compiled, where there are new ones."""
-        if self._kernels is None:
-            return
-        host = self._kernels.serialize()
-        data = bytes(memoryview(host)) if host is not None else b""
-        if not data or data == self._known_kernels:
+        if data := self._compiled():
+            self._keep(data)
+
+    def _compiled(self) -> bytes:
+        host = self._kernels.serialize() if self._kernels is not None else None
+        return bytes(memoryview(host)) if host is not None else b""
+
+    def _keep(self, data: bytes) -> None:
+        if data == self._known_kernels:
             return
         try:
             with locked(self._kernels_file):
                 write_whole(self._kernels_file, data)
+            self._known_kernels = data
         except OSError as error:
             # A folder that can only be read is no reason not to run.
             self._told("warning", f"{self._kernels_file}: {error.strerror}")
@@ -152,7 +181,8 @@ class TensorRTNetwork:
     def close(self) -> None:
         self._engine = self._config = self._kernels = self._runtime = None
 
-    def _runtime_config(self, cuda_graphs: bool) -> Any:
+    def _runtime_config(self, kernels: bytes) -> Any:
+        """How contexts are made, with a cache that holds `kernels`; None where TensorRT has no such configuration."""
         if not hasattr(self._engine, "create_runtime_config"):
             return None
         trt, config = self._flavour.trt, self._engine.create_runtime_config()
@@ -161,23 +191,22 @@ class TensorRTNetwork:
             # their last bits, in the middle of a run.
             eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
             config.dynamic_shapes_kernel_specialization_strategy = eager
-        if cuda_graphs and hasattr(config, "cuda_graph_strategy"):
+        if self._cuda_graphs and hasattr(config, "cuda_graph_strategy"):
             config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         if self._flavour.runtime_cache:
             self._kernels = config.create_runtime_cache()
-            self._load_kernels()
+            with messages(self._told):
+                if kernels and not self._kernels.deserialize(kernels):
+                    self._known_kernels = b""
             config.set_runtime_cache(self._kernels)
         return config
 
-    def _load_kernels(self) -> None:
-        try:
-            with locked(self._kernels_file):
+    def _read_kernels(self) -> bytes:
+        """The file, or nothing: there is none yet, or it is not ours to lock, and they are compiled again."""
+        if self._flavour.runtime_cache:
+            with contextlib.suppress(OSError), locked(self._kernels_file):
                 self._known_kernels = self._kernels_file.read_bytes()
-        except OSError:
-            return  # none yet, or not ours to lock: they are compiled again
-        with messages(self._told):
-            if not self._kernels.deserialize(self._known_kernels):
-                self._known_kernels = b""
+        return self._known_kernels
 
     def _validity(self, data: bytes) -> str:
         """What the flavour says of a plan that it did not load."""

@@ -215,8 +215,6 @@ def _unfit(entry: Entry, gpu: Gpu, found: Probe, wish: Wish) -> str:
     profile = _profile(entry, wish.model)
     if profile is None:
         return f"takes no patches of {wish.model.patch_px} px"
-    if profile["minimum"] > 1:  # the last batch of a slide may be a single row
-        return f"takes no batches of fewer than {profile['minimum']}"
     if wish.batch is not None and profile["maximum"] < wish.batch:
         return f"takes batches of up to {profile['maximum']}, batcher.batch is {wish.batch}"
     verified = entry.verification(gpu)

@@ -178,7 +178,8 @@ class FakeNetwork:
         self.poison = poison
         self.refuse = ""
         self.ran: list[tuple[int, int]] = []
-        self.is_warm = self.closed = False
+        self.rehearses = self.closed = False
+        self.is_warm = self.is_rehearsed = False
         self._context_bytes = context_bytes
 
     def describe(self) -> dict[str, Any]:
@@ -189,6 +190,9 @@ class FakeNetwork:
 
     def execution(self, source: int, target: int, stream: int) -> FakeExecution:
         return FakeExecution(self, source, target)
+
+    def rehearsed(self) -> None:
+        self.is_rehearsed = True
 
     def warmed(self) -> None:
         self.is_warm = True

@@ -36,6 +36,13 @@ def test_fp32(trt: Flavour, tmp_path: Path) -> None:
     assert len(built.plan) > 1000 and built.seconds > 0
 
 
+def test_one_batch_size(trt: Flavour, tmp_path: Path) -> None:
+    """Where there is one batch size alone, it is the network's shape, and nothing of the plan depends on it any more."""
+    built = build(folded(mixed(tmp_path)), "fp32", [Profile(SIDE, 8, 8, 8)], BuildOptions(), trt)
+    assert built.census.compute == {"fp32": 7}
+    assert len(built.plan) > 1000
+
+
 def test_fp16(trt: Flavour, tmp_path: Path) -> None:
     """The converted graph is built, and the parsed network computes in float16 as the graph says."""
     built = build(to_half(folded(mixed(tmp_path))), "fp16", PROFILE, BuildOptions(), trt)

@@ -38,6 +38,7 @@ class FakeTrt:
     def __init__(self, device: FakeDevice, *, rtx: bool) -> None:
         self.device, self.rtx = device, rtx
         self.loads = self.contexts = True
+        self.made_from: list[Any] = []
         self.log: list[tuple[Any, ...]] = []
         self.module = fake(rtx=rtx)
         world = self
@@ -93,6 +94,7 @@ class FakeEngine:
         return config
 
     def create_execution_context(self, config: Any = None) -> Any:
+        self.world.made_from.append(config)
         return FakeContext(self.world) if self.world.contexts else None
 
 
@@ -178,7 +180,7 @@ def test_a_shape_is_set_only_when_it_changes(tmp_path: Path, world: FakeTrt) -> 
     for rows in (1, 2, BATCH):
         context.submit(noise(rows))
         context.result()
-    assert [entry for entry in world.log if entry[0] == "shape"] == [("shape", BATCH)]
+    assert [entry for entry in world.log if entry[0] == "shape"] == [("shape", BATCH)] * 2  # one of them in rehearsal
 
 
 @pytest.mark.parametrize(
@@ -188,7 +190,7 @@ def test_a_shape_is_set_only_when_it_changes(tmp_path: Path, world: FakeTrt) -> 
         ({"options": BuildOptions(compute_capabilities=("8.6",))}, r"built for 8\.6, here is Test GPU \(9\.0\)"),
         ({"classes": 3}, "gives 3 classes, the model has 2"),
         ({"profiles": [Profile(64, 1, 4, 4)]}, "takes patches of 64 px, the model has 32"),
-        ({"profiles": [Profile(SIDE, 1, 2, 2)]}, r"takes batches of 1 to 2, batcher\.batch is 4"),
+        ({"profiles": [Profile(SIDE, 1, 2, 2)]}, r"takes batches of up to 2, batcher\.batch is 4"),
     ],
 )
 def test_a_misfit_is_told_before_anything_is_loaded(tmp_path: Path, world: FakeTrt, changes: dict, words: str) -> None:
@@ -249,6 +251,37 @@ def test_compiled_kernels_are_kept_for_the_next_start(tmp_path: Path, world: Fak
     before = kernels.stat().st_mtime_ns
     opened(entry).contexts(1)
     assert world.config.kernels.data == b"kernels" and kernels.stat().st_mtime_ns == before
+
+
+def test_contexts_that_answer_start_from_what_a_first_one_compiled(tmp_path: Path, world: FakeTrt) -> None:
+    """A first context is run and thrown away, once; the others are made from its kernels, read back from bytes."""
+    engine = opened(put(tmp_path))
+    first = world.config
+    assert first.kernels.data == b""
+    engine.contexts(2)
+    assert world.config is not first and world.config.kernels.data == b"kernels"
+    assert world.made_from == [first, world.config, world.config]
+    engine.contexts(1)
+    assert world.made_from == [first, *[world.config] * 3]
+    assert len(world.device.blocks) == 3 * 2  # input and output; those of the first are given back
+
+
+def test_without_a_kernel_cache_nothing_is_rehearsed(tmp_path: Path, monkeypatch) -> None:
+    """TensorRT itself compiles when it builds."""
+    world = install(monkeypatch, rtx=False)
+    opened(put(tmp_path, rtx=False)).contexts(2)
+    assert len(world.made_from) == 2
+
+
+def test_an_engine_for_one_number_of_rows_pads_to_it(tmp_path: Path, world: FakeTrt) -> None:
+    """Whatever the batch: one row, or fewer than were asked for."""
+    engine = opened(put(tmp_path, profiles=[Profile(SIDE, BATCH, BATCH, BATCH)]), max_batch=2, shapes=(1, 2))
+    context = engine.contexts(1)[0]
+    for rows in (1, 2, BATCH):
+        patches = noise(rows)
+        context.submit(patches)
+        np.testing.assert_allclose(context.result()[:, 1], patches.reshape(rows, -1).mean(axis=1) / 255, rtol=1e-5)
+    assert {entry for entry in world.log if entry[0] == "shape"} == {("shape", BATCH)}
 
 
 def test_kernels_of_something_else_are_replaced(tmp_path: Path, world: FakeTrt) -> None:

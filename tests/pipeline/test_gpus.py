@@ -292,10 +292,11 @@ class TestWhichEngine:
         assert "takes batches of up to 128, batcher.batch is 256" in refused(shelf, "batcher.batch=256")
         assert placed(shelf, "batcher.batch=128").devices
 
-    def test_batches_that_are_too_large(self, shelf: Shelf):
-        """An engine that takes no single row cannot take the last batch of a slide."""
-        shelf.add(batch=(32, 64, 128))
-        assert "takes no batches of fewer than 32" in refused(shelf)
+    def test_one_batch_size_alone(self, shelf: Shelf):
+        """Such an engine pads every batch to it, the last of a slide too."""
+        shelf.add(batch=(128, 128, 128))
+        assert placed(shelf).batch == 128
+        assert placed(shelf, "batcher.batch=64").devices
 
     def test_another_patch_size(self, shelf: Shelf):
         """The engine was built for other patches."""
