@@ -110,6 +110,69 @@ def read(folder: Path) -> tuple[dict, Patches, int] | None:
     return header, patches, end
 
 
+class Follower:
+    """The journal in a folder as another process appends to it: `header`, `patches`, and in which order they changed.
+
+    `changed` int32: indices of patches, one for each change of a state, from the beginning of the file on; the same file
+    gives the same list to whoever reads it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """FileNotFoundError where there is no sound header; JournalError where a record does not fit; OSError."""
+        self._path = folder / "journal"
+        self._start = b""
+        self._end = 0
+        self._changes: list[np.ndarray] = []
+        self.patches = Patches(0, 0)
+        self.header: dict = {}
+        if not self.advance() or not self.header:
+            raise FileNotFoundError(2, "has no sound header", str(self._path))
+
+    @property
+    def changed(self) -> np.ndarray:
+        if len(self._changes) != 1:
+            self._changes = [np.concatenate(self._changes) if self._changes else np.zeros(0, np.int32)]
+        return self._changes[0]
+
+    def advance(self) -> bool:
+        """Take in what has come since; False where it is another journal than the one that was followed."""
+        with open(self._path, "rb") as file:
+            start = file.read(len(MAGIC) + _HEAD.size)  # has the check of the header in it
+            if self.header:
+                if start != self._start or os.fstat(file.fileno()).st_size < self._end:
+                    return False
+                file.seek(self._end)
+            else:
+                self._start = start
+                file.seek(len(MAGIC))
+            data = file.read()
+        if not self.header:
+            self._end = len(MAGIC)
+        begin = self._end - len(MAGIC)
+        for record, after in _frames(start[: len(MAGIC)] + data):
+            if self.header:
+                self._take(record)
+            else:
+                self.header, self.patches = record, Patches(planned(record), record["classes"])
+            self._end = begin + after
+        return True
+
+    def _take(self, record: list) -> None:
+        states = self.patches.states
+        if record[0] == _RETRY:
+            named = np.flatnonzero(self.patches.failed)
+            before = states[named]
+            self.patches.retry()
+        else:
+            arrays = _arrays(*record, self.header["classes"])
+            failures = np.array([patch for patch, _ in arrays[2]], np.int64)
+            named = np.unique(np.concatenate([arrays[0].astype(np.int64), failures]))
+            inside = named[(named >= 0) & (named < len(states))]
+            before = states[inside]
+            self.patches.apply(*arrays)
+        self._changes.append(named[states[named] != before].astype(np.int32))
+
+
 def inferred_before(folder: Path, key: dict) -> int:
     """How many patches the journal in `folder` has inferred (by all models), if there is one of this key."""
     found = read(folder)

@@ -105,7 +105,8 @@ def is_complete(
 
 
 def probabilities(record: SlideRecord) -> dict[str, dict[str, float]]:
-    """Mean, highest value and share of the inferred patches at 0.5 or more, for each class; {} where there are none."""
+    """Mean, highest value, 99th percentile and share of the inferred patches at 0.5 or more, for each class; {} where
+    there are none."""
     values = record.probabilities[record.state == INFERRED]
     if not len(values):
         return {}
@@ -113,6 +114,7 @@ def probabilities(record: SlideRecord) -> dict[str, dict[str, float]]:
         name: {
             "mean": float(values[:, number].mean(dtype=np.float64)),
             "max": float(values[:, number].max()),
+            "p99": float(np.quantile(values[:, number], 0.99)),
             "share_at_least_half": float((values[:, number] >= 0.5).mean()),
         }
         for number, name in enumerate(record.classes)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from results.journal import Journal, inferred_before
+from results.journal import Follower, Journal, inferred_before
 from slides.plan import Plan
 
 KEY = {"fingerprint": "f", "model": "a+b", "configuration": "c"}
@@ -58,3 +58,31 @@ def test_inferred_before_counts_what_all_models_answered(journal: Journal) -> No
     assert inferred_before(journal.folder, KEY) == 1
     assert inferred_before(journal.folder, KEY | {"model": "a"}) == 0
     journal.close()
+
+
+def test_a_follower_tells_what_changed_and_in_which_order(journal: Journal) -> None:
+    """While another process appends; a repeated record changes nothing, a retry voids, a torn end is waited for."""
+    seen = Follower(journal.folder)
+    assert seen.header["key"] == KEY and seen.changed.tolist() == [0, 1, 2]
+    row = np.array([[0.5, 0.5, 0.25]], np.float32).tobytes()
+    journal.append(np.array([3], "<i4").tobytes(), row, [])
+    journal.append(np.array([3], "<i4").tobytes(), row, [])
+    journal.retry()
+    assert seen.advance() and seen.changed.tolist() == [0, 1, 2]
+    journal.flush()
+    whole = (journal.folder / "journal").read_bytes()
+    (journal.folder / "journal").write_bytes(whole[:-3])
+    assert seen.advance() and seen.changed.tolist() == [0, 1, 2, 3]
+    (journal.folder / "journal").write_bytes(whole)
+    assert seen.advance() and seen.changed.tolist() == [0, 1, 2, 3, 1, 2]
+    assert seen.patches.states.tolist() == [1, 0, 0, 1]
+    assert Follower(journal.folder).changed.tolist() == seen.changed.tolist()
+    journal.close()
+
+
+def test_a_follower_notices_another_journal(journal: Journal) -> None:
+    """One that was begun anew in its place, as after a change of the model."""
+    seen = Follower(journal.folder)
+    journal.close()
+    Journal.create(journal.folder, {**journal.header, "key": {"fingerprint": "other"}}).flush()
+    assert not seen.advance()

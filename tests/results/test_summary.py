@@ -78,6 +78,7 @@ def test_probabilities_are_of_inferred_patches_alone(make_record, tmp_path):
     said = written(record, tmp_path)["probabilities"]["tumour"]
     assert said["mean"] == pytest.approx(values.mean())
     assert said["max"] == pytest.approx(values.max())
+    assert said["p99"] == pytest.approx(np.quantile(values, 0.99))
     assert said["share_at_least_half"] == pytest.approx((values >= 0.5).mean())
     assert written(make_record(cells=0), tmp_path)["probabilities"] == {}
 
