@@ -49,7 +49,8 @@ def staging(config: Config) -> Staging | None:
 def open_sink(config: Config, out: Path, show: Callable[[str], None] | None = None) -> LogSink:
     """Where all log records of a run go. ConfigError where `out` cannot hold them."""
     try:
-        return LogSink(config.log.format, sys.stderr, out / "slidestream.log" if config.log.file else None, show)
+        file = out / "slidestream.log" if config.log.file else None
+        return LogSink(config.log.format, sys.stderr, file, show, int(config.log.rotate_mb * 1e6), config.log.keep)
     except OSError as error:
         raise ConfigError(f"--out {out}: the log cannot be written ({error.strerror})") from error
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.keys import Key, keys, nearest
-from pipeline.overrides import ConfigError, Layer, merge, parse_set, read_file
+from pipeline.overrides import ConfigError, Layer, dotted_name, merge, parse_set, read_file
 from pipeline.schema import Config
 from pipeline.sizing import memory_bound, resolve
 
@@ -96,15 +97,11 @@ def _problems(error: ValidationError, layer: Layer) -> str:
     messages: dict[str, str] = {}
     for problem in sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden"):
         unknown = problem["type"] == "extra_forbidden"
-        name = _first_leaf(_dotted(problem["loc"]), layer.data) if unknown else _known_prefix(problem["loc"])
+        name = _first_leaf(dotted_name(problem["loc"]), layer.data) if unknown else _known_prefix(problem["loc"])
         messages.setdefault(name, _message(name, problem, layer))
     shown = list(messages.values())[:3]
     more = len(messages) - len(shown)
     return "; ".join(shown) + (f"; and {more} more" if more else "")
-
-
-def _dotted(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location)
 
 
 def _first_leaf(name: str, data: dict[str, Any]) -> str:
@@ -120,9 +117,14 @@ def _known_prefix(location: tuple[int | str, ...]) -> str:
     """The key that a pydantic location lies in: the location goes on with list indexes and names of alternatives."""
     known = keys()
     for end in range(len(location), 0, -1):
-        if (name := _dotted(location[:end])) in known:
+        if _schema_name(name := dotted_name(location[:end])) in known:
             return name
     return ""
+
+
+def _schema_name(name: str) -> str:
+    """service.watch[0].path as the schema knows it: service.watch[].path."""
+    return re.sub(r"\[\d+\]", "[]", name)
 
 
 def _message(name: str, problem: Any, layer: Layer) -> str:
@@ -132,16 +134,23 @@ def _message(name: str, problem: Any, layer: Layer) -> str:
         guess = nearest(name)
         remedy = f"did you mean {guess}?" if guess else "docs/configuration.md lists all keys"
         return f"{start}unknown key {name}; {remedy}"
+    known = keys().get(_schema_name(name))
     if problem["type"] == "value_error":
-        return f"{start}{name}.{problem['ctx']['error']}"
+        within = known is None or known.is_section or known.allowed == "a list of sections"
+        return f"{start}{name}{'.' if within else ': '}{problem['ctx']['error']}"
+    if problem["type"] == "missing":
+        return f"{name} is missing; it takes {known.allowed if known else 'text'}"
     value = _given(name, layer.data)
     shown = json.dumps(value, ensure_ascii=False, default=str)
     shown = shown if len(shown) <= _SHOWN_CHARS else shown[: _SHOWN_CHARS - 1] + "…"
-    allowed = keys()[name].allowed if name else "sections"
+    allowed = known.allowed if known else "sections"
     return f"{start}{name} is {shown}, but takes {allowed}"
 
 
 def _given(name: str, data: Any) -> Any:
-    for part in name.split(".") if name else ():
-        data = data.get(part) if isinstance(data, dict) else None
+    for part in re.findall(r"[^.\[\]]+", name):
+        if isinstance(data, list):
+            data = data[int(part)] if part.isdecimal() and int(part) < len(data) else None
+        else:
+            data = data.get(part) if isinstance(data, dict) else None
     return data

@@ -22,7 +22,8 @@ TABLE_END = "<!-- end of all keys -->"
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key. `name` is dotted, `allowed` says in words what it takes, `default` is JSON text."""
+    """One key. `name` is dotted, with `[]` after a list of sections (service.watch[].path); `allowed` says in words what it
+    takes, `default` is JSON text, or "(needed)" where there is none."""
 
     name: str
     allowed: str
@@ -44,20 +45,27 @@ def keys() -> dict[str, Key]:
 
 def _walk(schema: dict[str, Any], defs: dict[str, Any], defaults: dict[str, Any], prefix: str, found: dict) -> None:
     for name, field in schema["properties"].items():
-        reference = field.get("$ref", "").removeprefix("#/$defs/")
-        section = defs[reference] if reference else None
+        section, item = _section(field, defs), _section(field.get("items", {}), defs)
         dotted = f"{prefix}{name}"
         found[dotted] = Key(
             name=dotted,
-            allowed="a section" if section else _allowed(field),
-            default="" if section else _default(defaults[name]),
+            allowed="a section" if section else "a list of sections" if item else _allowed(field),
+            default="" if section else _default(defaults[name]) if name in defaults else "(needed)",
             description=(field.get("description") or (section or {}).get("description", "")).strip(),
             changes_results=bool(field.get(CHANGES_RESULTS)),
-            is_list=_allowed(field).startswith("a list") if not section else False,
+            is_list=_allowed(field).startswith("a list") if not section and not item else False,
             is_section=section is not None,
         )
         if section is not None:
             _walk(section, defs, defaults[name], f"{dotted}.", found)
+        elif item is not None:
+            inner = {name: field["default"] for name, field in item["properties"].items() if "default" in field}
+            _walk(item, defs, inner, f"{dotted}[].", found)
+
+
+def _section(field: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any] | None:
+    reference = field.get("$ref", "").removeprefix("#/$defs/")
+    return defs[reference] if reference else None
 
 
 def _default(value: Any) -> str:

@@ -198,13 +198,18 @@ def _printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def _append_to(file: Path) -> int:
+    return os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
 class LogSink:
     """Collects the records of all processes: shows them, and appends them to a file as JSON lines.
 
     `feed` takes bytes as they come out of a worker's pipe. A LogSink is also a stream for `configure(..., "json",
     stream=sink)`, which is how the supervisor's own records come here. `show` replaces writing to `stream`, for a
     progress display that keeps its place below the log. Not for use from several threads. Raises OSError when `file`
-    cannot be opened; a write that fails later (disk full) is said once and does not stop the run.
+    cannot be opened; a write that fails later (disk full) is said once and does not stop the run. A file of `rotate_bytes`
+    (0: of any size) is renamed to .1, the one before to .2, and so on; `keep` of them stay.
     """
 
     def __init__(
@@ -213,6 +218,8 @@ class LogSink:
         stream: Stream | None = None,
         file: Path | None = None,
         show: Callable[[str], None] | None = None,
+        rotate_bytes: int = 0,
+        keep: int = 0,
     ) -> None:
         self._fmt = fmt
         self._stream = sys.stderr if stream is None else stream
@@ -222,7 +229,8 @@ class LogSink:
         self._rest: dict[str, bytes] = {}
         self._raw: dict[str, tuple[float, list[str]]] = {}
         self._complained = False
-        self._fd = None if file is None else os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._file, self._rotate_bytes, self._keep = file, rotate_bytes, keep
+        self._fd = None if file is None else _append_to(file)
 
     def listen(self, hear: Callable[[MutableMapping[str, Any]], None]) -> None:
         """`hear` is given every record, before it is shown."""
@@ -278,11 +286,24 @@ class LogSink:
         self.show(self._text(record if self._fmt == "json" else brief(record)))
         try:
             os.write(self._fd, (to_json(record) + "\n").encode("utf-8", "backslashreplace"))
+            if self._rotate_bytes and os.fstat(self._fd).st_size >= self._rotate_bytes:
+                self._rotate()
         except OSError as error:
             if not self._complained:
                 self._complained = True
                 problem = f"the log file cannot be written: {error.strerror}; messages go on here only"
                 self.show(self._text({**raw_record("", "supervisor"), "event": problem}))
+
+    def _rotate(self) -> None:
+        for number in range(self._keep, 0, -1):
+            older, newer = f"{self._file}.{number}", f"{self._file}.{number - 1}" if number > 1 else str(self._file)
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(newer, older)
+        if not self._keep:
+            os.unlink(self._file)
+        fresh = _append_to(self._file)
+        os.close(self._fd)
+        self._fd = fresh
 
     def _text(self, record: MutableMapping[str, Any]) -> str:
         return to_json(record) if self._fmt == "json" else to_console(record, self._colours)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ class _Builder:
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, keys)
         if isinstance(node, yaml.SequenceNode):
-            return [self.build(item, (*keys, "[]")) for item in node.value]
+            return [self.build(item, (*keys, f"[{i}]")) for i, item in enumerate(node.value)]
         try:
             return self.loader.construct_object(node)
         except ValueError as error:  # a tag that does not fit its text, such as `!!int a`
@@ -108,7 +109,7 @@ class _Builder:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise ConfigError(f"{self._at(key_node)}: a key must be a plain word")
             key = key_node.value
-            dotted = ".".join((*keys, key))
+            dotted = dotted_name((*keys, key))
             if key in data:
                 raise ConfigError(f"{self._at(key_node)}: {dotted} is given twice; first at {self.places[dotted]}")
             self.places[dotted] = self._at(key_node)
@@ -117,6 +118,15 @@ class _Builder:
 
     def _at(self, node: yaml.Node) -> str:
         return f"{self.name}, line {node.start_mark.line + 1}"
+
+
+def dotted_name(keys: Iterable[str | int]) -> str:
+    """A key within sections and lists as one name: ("service", "watch", "[0]", "path") is service.watch[0].path."""
+    name = ""
+    for key in keys:
+        part = f"[{key}]" if isinstance(key, int) else key
+        name += part if not name or part.startswith("[") else f".{part}"
+    return name
 
 
 def _yaml_problem(error: yaml.YAMLError, name: str) -> str:

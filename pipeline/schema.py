@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from pipeline.section import Section, Text
 from pipeline.section import key as _key
+from pipeline.service.config import Service
 
 OutputFormat = Literal["csv", "geojson", "parquet", "mask", "heatmap_png", "heatmap_tiff"]
 ALL_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
@@ -261,7 +262,17 @@ class Log(Section):
     format: Literal["auto", "console", "json"] = _key(
         "auto", "Form of messages on standard error: console for people, json for machines; auto: console."
     )
-    file: bool = _key(True, "Keep all messages in OUT/slidestream.log too, one JSON object a line.")
+    file: bool = _key(
+        True,
+        "Keep all messages in slidestream.log too (in OUT; of the service, in its state folder), one JSON object a line.",
+    )
+    rotate_mb: float = _key(
+        100.0,
+        "A log file of this size is renamed to slidestream.log.1, and a new one begun, in MB.",
+        ge=0.01,
+        le=1_000_000,
+    )
+    keep: int = _key(5, "So many older log files are kept.", ge=0, le=1000)
 
 
 class Config(Section):
@@ -282,3 +293,4 @@ class Config(Section):
     results: Results = Field(Results(), description=Results.__doc__)
     supervisor: Supervisor = Field(Supervisor(), description=Supervisor.__doc__)
     log: Log = Field(Log(), description=Log.__doc__)
+    service: Service = Field(Service(), description=Service.__doc__)

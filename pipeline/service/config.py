@@ -11,7 +11,20 @@ from pipeline.section import Section, Text, key
 from pipeline.service.outward import Http, SpoolFolder, WebhookTarget
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Patterns = Annotated[tuple[Text, ...], Field(max_length=256)]
+
+
+def absolute(path: str) -> str:
+    """A path as the file system has it. ValueError where it is not absolute, or has `..`."""
+    if not os.path.isabs(path) or "\0" in path or ".." in path.split("/"):
+        raise ValueError("must be an absolute path without ..")
+    return os.path.normpath(path)
+
+
+def within(path: str, folder: str) -> bool:
+    """Whether a path is a folder, or lies in it. Both are absolute and without `..`."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 class WatchFolder(Section):
@@ -57,17 +70,43 @@ class WatchFolder(Section):
     @field_validator("path")
     @classmethod
     def _absolute(cls, value: str) -> str:
-        if not os.path.isabs(value) or "\0" in value or ".." in value.split("/"):
-            raise ValueError("must be an absolute path without ..")
-        return os.path.normpath(value)
+        return absolute(value)
 
 
 class Route(Section):
-    """What is done with a slide: a model, and where its results go."""
+    """What is done with a slide: a model (or several in one pass), and where the results go."""
 
     name: Name = Field(description="Its name, as folders give it.")
-    model: Text | None = key(None, "Model directory; null: that of the configuration.")
-    out: Text = Field(description="Results folder; two routes cannot share one.")
+    model: Text | Annotated[tuple[Text, ...], Field(min_length=1, max_length=16)] | None = key(
+        None, "Model directory, or a list of them that answer in one pass; null: that of the configuration."
+    )
+    sha256: Sha256 | Annotated[tuple[Sha256, ...], Field(min_length=1, max_length=16)] | None = key(
+        None,
+        "What the model's hash must be (a list for several models, in their order), or nothing is started; null: any. A slide's "
+        "summary has it as model.sha256.",
+    )
+    out: Text = Field(description="Results folder, an absolute path; two routes cannot share one.")
+
+    @field_validator("out")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        return absolute(value)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The model directories that it names."""
+        return () if self.model is None else (self.model,) if isinstance(self.model, str) else self.model
+
+    @property
+    def hashes(self) -> tuple[str, ...]:
+        """The hashes that it wants, in the order of the models; none where any will do."""
+        return () if self.sha256 is None else (self.sha256,) if isinstance(self.sha256, str) else self.sha256
+
+    @model_validator(mode="after")
+    def _a_hash_each(self) -> Self:
+        if self.hashes and len(self.hashes) != max(1, len(self.models)):
+            raise ValueError(f"sha256: {len(self.hashes)} hashes for {max(1, len(self.models))} models")
+        return self
 
 
 class Deadlines(Section):
@@ -77,12 +116,43 @@ class Deadlines(Section):
     routine: float | None = key(None, "Of routine slides, in seconds; null: none.", ge=1, le=604800)
 
 
+class Retention(Section):
+    """Results that are removed when they are old or room is short. The ledger still knows of them. Off by default."""
+
+    days: float | None = key(
+        None, "Results are removed so many days after they were finished; null: never.", ge=0.01, le=36500
+    )
+    free_gb: float | None = key(
+        None,
+        "While less is free on the disk of a results folder, its oldest results are removed, in GB; null: none are.",
+        ge=0.001, le=1_000_000,
+    )  # fmt: skip
+    journals_days: float = key(
+        30.0,
+        "Journals of slides that failed or were cancelled are kept so long for another try, in days.",
+        ge=0.01,
+        le=36500,
+    )
+    events_days: float = key(
+        30.0, "Events that every receiver has are kept so long in the ledger, in days.", ge=0.01, le=36500
+    )
+
+
 class Service(Section):
     """The service that takes slides as they come off the scanner (slidestream serve)."""
 
+    state: Text | None = key(
+        None,
+        "Folder of the ledger and the log, on a local disk; null: that of systemd (STATE_DIRECTORY), or slidestream in the "
+        "user's folder for states.",
+    )
     watch: tuple[WatchFolder, ...] = key((), "The folders that are watched.", max_length=64)
     routes: tuple[Route, ...] = key((), "The models and results folders that folders name.", max_length=64)
     deadline_s: Deadlines = Field(Deadlines(), description=Deadlines.__doc__)
+    submit_from: tuple[Text, ...] = key(
+        (), "Folders, beside those watched, from which slides may be submitted by hand; absolute paths.", max_length=64
+    )
+    retention: Retention = Field(Retention(), description=Retention.__doc__)
     http: Http = Field(Http(), description=Http.__doc__)
     webhook: WebhookTarget = Field(WebhookTarget(), description=WebhookTarget.__doc__)
     spool: SpoolFolder = Field(SpoolFolder(), description=SpoolFolder.__doc__)
@@ -98,14 +168,14 @@ class Service(Section):
     def _consistent(self) -> Self:
         paths = [folder.path for folder in self.watch]
         for path in paths:
-            if any(other != path and path.startswith(other.rstrip("/") + "/") for other in paths):
+            if any(other != path and within(path, other) for other in paths):
                 raise ValueError(f"watch: {path} lies within another watched folder")
         if len(set(paths)) < len(paths):
             raise ValueError("watch: a folder is named twice")
         names = [route.name for route in self.routes]
         if len(set(names)) < len(names):
             raise ValueError("routes: a name is given twice")
-        outs = [os.path.abspath(route.out) for route in self.routes]
+        outs = [route.out for route in self.routes]
         if len(set(outs)) < len(outs):
             raise ValueError("routes: two routes write to one results folder")
         for folder in self.watch:
@@ -113,6 +183,20 @@ class Service(Section):
                 if name not in names:
                     raise ValueError(f"watch: {folder.path} names the route {name}, which service.routes does not have")
         for out in outs:
-            if any(out == path or out.startswith(path.rstrip("/") + "/") for path in paths):
+            if any(within(out, path) for path in paths):
                 raise ValueError(f"routes: the results folder {out} lies within a watched folder")
+            if any(out != other and within(out, other) for other in outs):
+                raise ValueError(f"routes: the results folder {out} lies within another one")
+        if self.state is not None and any(within(self.state, path) for path in paths):
+            raise ValueError(f"state: {self.state} lies within a watched folder")
         return self
+
+    @field_validator("submit_from")
+    @classmethod
+    def _absolute_all(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(absolute(path) for path in value)
+
+    @field_validator("state")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        return None if value is None else absolute(value)

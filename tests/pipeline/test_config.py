@@ -33,17 +33,50 @@ def test_defaults_need_no_file():
 
 
 def test_default_file_says_the_defaults(root: Path):
-    """configs/cpu.yaml has every key, each with the value that the schema has as its default."""
+    """configs/cpu.yaml has every key but the service's, each with the value that the schema has as its default."""
     data = yaml.safe_load((root / "configs/cpu.yaml").read_text())
     assert load_config(root / "configs/cpu.yaml") == Config()
+    known = {key.name for key in keys().values() if not key.is_section}
+    assert leaves(data) == {name for name in known if not name.startswith("service.")}
 
-    def leaves(part: dict, prefix: str = "") -> set[str]:
-        found = set()
-        for name, value in part.items():
-            found |= leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name}
-        return found
 
-    assert leaves(data) == {key.name for key in keys().values() if not key.is_section}
+def leaves(part: dict, prefix: str = "") -> set[str]:
+    """The names of all keys of a file that are no sections, as pipeline.keys has them."""
+    found = set()
+    for name, value in part.items():
+        dotted = f"{prefix}{name}"
+        if isinstance(value, dict):
+            found |= leaves(value, f"{dotted}.")
+            continue
+        found.add(dotted)
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            found |= leaves(value[0], f"{dotted}[].")
+    return found
+
+
+def test_service_file_has_every_key_of_the_service(root: Path):
+    """configs/service.yaml has them all; but for its example of folders and routes, it says the defaults."""
+    data = yaml.safe_load((root / "configs/service.yaml").read_text())
+    assert leaves(data) == {k.name for k in keys().values() if k.name.startswith("service.") and not k.is_section}
+    service = load_config(root / "configs/service.yaml").service
+    assert service.model_copy(update={"watch": (), "routes": ()}) == Config().service
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "  - path: /a\n    pol_s: 3\n",
+            "line 4: unknown key service.watch[0].pol_s; did you mean service.watch[].poll_s?",
+        ),
+        ("  - path: a\n", "line 3: service.watch[0].path: must be an absolute path without .."),
+        ("  - poll_s: a\n", "service.watch[0].path is missing; it takes text"),
+        ("  - path: /a\n  - path: /b\n    poll_s: a\n", 'line 5: service.watch[1].poll_s is "a", but takes a number'),
+    ],
+)
+def test_keys_in_lists_of_sections_are_named_with_their_line(tmp_path: Path, text: str, said: str):
+    """The entry counts from 0, as in JSON."""
+    assert said in problem(written(tmp_path, f"service:\n  watch:\n{text}"))
 
 
 @pytest.mark.parametrize("name", ["gpu", "multi-gpu", "frozen-section"])

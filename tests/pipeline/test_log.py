@@ -274,3 +274,17 @@ def test_structlog_is_loaded_when_there_is_something_to_say() -> None:
     assert done.stdout.strip() == "[]"
     record = json.loads(done.stderr)
     assert (record["process"], record["event"], record["n"], record["level"]) == ("reader-0", "seen", 1, "info")
+
+
+def test_a_full_file_is_renamed_and_so_many_are_kept(tmp_path: Path):
+    """The newest records are in the file, the ones before in .1, then .2; what is older is gone."""
+    file = tmp_path / "slidestream.log"
+    sink = LogSink("json", io.StringIO(), file, rotate_bytes=2000, keep=2)
+    for number in range(100):
+        sink.emit({**RECORD, "event": f"event {number}"})
+    sink.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [file.name, f"{file.name}.1", f"{file.name}.2"]
+    text = "".join((tmp_path / name).read_text() for name in (f"{file.name}.2", f"{file.name}.1", file.name))
+    numbers = [int(json.loads(line)["event"].split()[1]) for line in text.splitlines()]
+    assert numbers == list(range(numbers[0], 100)) and numbers[0] > 0
+    assert all(path.stat().st_size < 2300 for path in tmp_path.iterdir())
