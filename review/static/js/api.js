@@ -1,0 +1,77 @@
+// Every request to the server. A changing request carries the session's token; a refusal becomes an ApiError.
+
+export class ApiError extends Error {
+  constructor(message, { code = "", status = 0, body = {} } = {}) {
+    super(message);
+    this.code = code;
+    this.status = status;
+    this.body = body;
+    this.values = body;
+  }
+}
+
+let csrf = "";
+let onSignedOut = () => {};
+
+export const useToken = (token) => (csrf = token);
+export const whenSignedOut = (call) => (onSignedOut = call);
+
+async function refused(answer) {
+  let body = {};
+  try {
+    body = await answer.json();
+  } catch {
+    // An error page of a proxy: its status says enough.
+  }
+  const error = new ApiError(body.error ?? `${answer.status} ${answer.statusText}`, {
+    code: body.code ?? (answer.status === 401 ? "signed_out" : ""),
+    status: answer.status,
+    body,
+  });
+  return error;
+}
+
+async function ask(path, options = {}, quiet = false) {
+  let answer;
+  try {
+    answer = await fetch(path, { credentials: "same-origin", cache: "no-store", ...options });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError(error.message, { code: "unreachable" });
+  }
+  if (answer.ok) return answer;
+  const error = await refused(answer);
+  if (answer.status === 401 && !quiet) onSignedOut();
+  throw error;
+}
+
+const query = (values) => {
+  const kept = Object.entries(values).filter(([, value]) => value !== "" && value !== null && value !== undefined);
+  return kept.length ? `?${new URLSearchParams(kept)}` : "";
+};
+const json = async (path, options, quiet) => {
+  const answer = await ask(path, options, quiet);
+  return answer.status === 204 ? null : answer.json();
+};
+const change = (method, path, body, quiet) =>
+  json(path, { method, headers: { "Content-Type": "application/json", "X-CSRF": csrf }, body: JSON.stringify(body) }, quiet);
+const slide = (key) => `/api/slides/${encodeURIComponent(key)}`;
+
+export const session = () => json("/api/session", {}, true);
+export const signIn = (user, password) => change("POST", "/api/session", { user, password }, true);
+export const signOut = () => change("DELETE", "/api/session", {}, true);
+export const worklist = (values, signal) => json(`/api/worklist${query(values)}`, { signal });
+export const operations = () => json("/api/operations");
+export const slideDetail = (key) => json(slide(key));
+export const patch = (key, column, row, signal) => json(`${slide(key)}/patch${query({ column, row })}`, { signal });
+export const regions = (key, values, signal) => json(`${slide(key)}/regions${query(values)}`, { signal });
+export const review = (key) => json(`${slide(key)}/review`);
+export const act = (key, revision, name, fields = {}) => change("POST", `${slide(key)}/acts`, { revision, act: name, ...fields });
+export const log = (key) => json(`${slide(key)}/log`);
+export const heat = async (key, from) => (await ask(`${slide(key)}/heat${query({ from })}`)).arrayBuffer();
+
+export const tileAddress = (key, level, column, row, icc) => `${slide(key)}/tile/${level}/${column}_${row}.jpg?icc=${icc ? 1 : 0}`;
+export const pictureAddress = (key, [x, y, w, h], px) =>
+  `${slide(key)}/region.jpg${query({ x: Math.round(x), y: Math.round(y), w: Math.round(w), h: Math.round(h), px })}`;
+export const exportAddress = (key, format) => `${slide(key)}/export/${format}`;
+export const eventsAddress = (key) => `/api/events${query({ slide: key })}`;

@@ -1,0 +1,52 @@
+// What the server tells by itself (server-sent events). One connection for the page; it comes back by itself.
+
+import { eventsAddress } from "./api.js";
+
+let source = null;
+let key = null;
+let connected = false;
+const listeners = new Set();
+
+/** Calls listener(event) for every event; returns what stops it. {"type": "connection", "connected"} is the page's own. */
+export function listen(listener) {
+  listeners.add(listener);
+  listener({ type: "connection", connected });
+  return () => listeners.delete(listener);
+}
+
+function tell(event) {
+  for (const listener of [...listeners]) listener(event);
+}
+
+function setConnected(value) {
+  if (connected === value) return;
+  connected = value;
+  tell({ type: "connection", connected });
+}
+
+/** Connect, as one who has this slide open (null: none). */
+export function connect(slide = null) {
+  if (source && key === slide && source.readyState !== EventSource.CLOSED) return;
+  disconnect();
+  key = slide;
+  source = new EventSource(eventsAddress(slide));
+  source.addEventListener("open", () => {
+    setConnected(true);
+    // What happened while there was no connection is not told again: whoever shows something asks once more.
+    tell({ type: "caught-up" });
+  });
+  source.addEventListener("error", () => setConnected(false));
+  source.addEventListener("message", (message) => {
+    try {
+      tell(JSON.parse(message.data));
+    } catch (error) {
+      console.warn("an event that is no JSON", error);
+    }
+  });
+}
+
+export function disconnect() {
+  source?.close();
+  source = null;
+  connected = false;
+}
