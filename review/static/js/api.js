@@ -75,3 +75,12 @@ export const pictureAddress = (key, [x, y, w, h], px) =>
   `${slide(key)}/region.jpg${query({ x: Math.round(x), y: Math.round(y), w: Math.round(w), h: Math.round(h), px })}`;
 export const exportAddress = (key, format) => `${slide(key)}/export/${format}`;
 export const eventsAddress = (key) => `/api/events${query({ slide: key })}`;
+
+/** A file of the server's, with the name that the server gives it. */
+export async function download(address, otherwise) {
+  const answer = await ask(address);
+  const disposition = answer.headers.get("content-disposition") ?? "";
+  const coded = /filename\*=utf-8''([^;]+)/i.exec(disposition)?.[1];
+  const name = coded ? decodeURIComponent(coded) : /filename="([^"]+)"/.exec(disposition)?.[1];
+  return { blob: await answer.blob(), name: name ?? otherwise };
+}

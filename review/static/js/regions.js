@@ -1,0 +1,181 @@
+// The regions, one key apart: a strip of pictures, and a panel with the current one's figures, verdict and comment.
+
+import * as api from "./api.js";
+import { element, replace } from "./dom.js";
+import { area, fullTime, number, probability, verdictText } from "./format.js";
+import { t } from "./i18n.js";
+import { frame, listed, tally } from "./regionlist.js";
+
+const VERDICTS = { accepted: "a", rejected: "r", unsure: "u" };
+
+export class Regions {
+  /** review: Review; onChoose(item, byPerson); onItems(items) */
+  constructor(slide, review, { may, onChoose, onItems }) {
+    this.slide = slide;
+    this.review = review;
+    this.may = may;
+    this.onChoose = onChoose;
+    this.onItems = onItems;
+    this.found = [];
+    this.items = [];
+    this.current = null;
+    this.buttons = new Map();
+    this.draft = null; // {id, text}: a comment begun and not yet saved
+    this.list = element("ol", {});
+    this.summary = element("p", { class: "summary", role: "status" });
+    this.strip = element("section", { class: "strip", "aria-label": t("regions.strip") }, this.summary, this.list);
+    this.panel = element("section", { class: "panel current", "aria-labelledby": "region-title" });
+    review.onChange(() => this.refresh());
+    this.refresh();
+  }
+
+  /** The server's regions at the review's settings. */
+  setFound(found) {
+    this.found = found;
+    this.refresh();
+  }
+
+  refresh() {
+    this.items = listed(this.found, this.review.document.findings);
+    if (!this.items.some(({ id }) => id === this.current)) this.current = null;
+    this.showStrip();
+    this.showPanel();
+    this.onItems(this.items, this.current);
+  }
+
+  get item() {
+    return this.items.find(({ id }) => id === this.current) ?? null;
+  }
+
+  choose(id, { look = true } = {}) {
+    this.current = id;
+    for (const [key, button] of this.buttons) button.setAttribute("aria-current", String(key === id));
+    this.buttons.get(id)?.scrollIntoView({ block: "nearest", inline: "nearest" });
+    this.showPanel();
+    this.onItems(this.items, this.current);
+    if (this.item) this.onChoose(this.item, look);
+  }
+
+  step(by) {
+    if (!this.items.length) return;
+    const at = this.items.findIndex(({ id }) => id === this.current);
+    const next = at < 0 ? (by > 0 ? 0 : this.items.length - 1) : (at + by + this.items.length) % this.items.length;
+    this.choose(this.items[next].id);
+  }
+
+  async judge(verdict) {
+    const { item } = this;
+    if (!item || !this.may()) return;
+    if (await this.review.act("verdict", { finding: item.id, verdict, ...this.asFound(item) })) {
+      this.summary.textContent = `${t("regions.judged", { label: item.label, verdict: verdictText(verdict) })} ${this.tallyText()}`;
+    }
+  }
+
+  /** Under which settings the server finds this region again. */
+  asFound() {
+    const { class: name, threshold, min_um2 } = this.settings ?? {};
+    return name === undefined ? {} : { class: name, threshold, min_um2 };
+  }
+
+  async saveComment() {
+    const { draft } = this;
+    if (!draft) return;
+    if (await this.review.act("comment", { finding: draft.id, comment: draft.text.trim(), ...this.asFound() })) {
+      if (this.draft === draft) this.draft = null;
+      this.showPanel();
+    }
+  }
+
+  focusComment() {
+    this.panel.querySelector("textarea")?.focus();
+  }
+
+  tallyText() {
+    const counts = tally(this.items);
+    return this.items.length
+      ? t("regions.tally", { all: number(this.items.length), accepted: counts.accepted, rejected: counts.rejected, unsure: counts.unsure, none: counts.none })
+      : t("regions.none");
+  }
+
+  showStrip() {
+    this.summary.textContent = this.tallyText();
+    const before = this.buttons;
+    this.buttons = new Map();
+    const focused = [...before].find(([, button]) => button === document.activeElement)?.[0];
+    const entries = this.items.map((item) => {
+      const button = before.get(item.id) ?? this.thumbnail(item);
+      this.buttons.set(item.id, button);
+      button.setAttribute("aria-current", String(item.id === this.current));
+      button.className = `thumb ${item.verdict ?? "open"}`;
+      replace(
+        button.querySelector(".words"),
+        element("span", {}, element("strong", {}, item.label), " ", item.max === null ? t(`regions.${item.kind}`) : probability(item.max), item.comment ? " ✎" : ""),
+        element("span", { class: "verdict" }, verdictText(item.verdict)),
+      );
+      return element("li", {}, button);
+    });
+    replace(this.list, entries);
+    if (focused) this.buttons.get(focused)?.focus({ preventScroll: true });
+  }
+
+  thumbnail(item) {
+    const picture = element("img", { alt: "", loading: "lazy", decoding: "async", width: 128, height: 96, src: api.pictureAddress(this.slide.key, frame(item.bbox, this.slide), 256) });
+    picture.addEventListener("error", () => picture.replaceWith(element("span", { class: "no-picture" }, t("regions.no_picture"))));
+    return element("button", { type: "button", onclick: () => this.choose(item.id) }, picture, element("span", { class: "words" }));
+  }
+
+  showPanel() {
+    const { item } = this;
+    const turn = (by, text) => element("button", { type: "button", onclick: () => this.step(by), disabled: !this.items.length }, text);
+    const head = element(
+      "div",
+      { class: "line" },
+      element("h2", { id: "region-title" }, item ? t(`regions.title.${item.kind}`, { label: item.label, n: this.found.length }) : t("regions.title")),
+      element("span", { class: "grow" }),
+      turn(-1, t("regions.previous")),
+      turn(1, t("regions.next")),
+    );
+    if (!item) {
+      replace(this.panel, head, element("p", { class: "quiet" }, t(this.items.length ? "regions.choose" : "regions.none_long")));
+      return;
+    }
+    const facts = [
+      item.class && [item.class, t("regions.max_mean", { max: probability(item.max), mean: probability(item.mean) })],
+      item.area_um2 !== null && [t("regions.area"), area(item.area_um2)],
+      item.by && [t("regions.by"), `${item.by}, ${fullTime(item.at)}`],
+    ].filter(Boolean);
+    const may = this.may();
+    const verdicts = Object.entries(VERDICTS).map(([verdict, key]) =>
+      element(
+        "button",
+        { type: "button", class: `verdict ${verdict}`, "aria-pressed": String(item.verdict === verdict), disabled: !may, onclick: () => this.judge(verdict) },
+        t(`verdict.do.${verdict}`), " ", element("kbd", { "aria-hidden": "true" }, key),
+      ),
+    );
+    const focused = this.panel.contains(document.activeElement) ? [...this.panel.querySelectorAll("button, textarea")].indexOf(document.activeElement) : -1;
+    replace(
+      this.panel,
+      head,
+      element("dl", { class: "facts tight" }, facts.map(([name, value]) => element("div", { class: "fact" }, element("dt", {}, name), element("dd", {}, value)))),
+      element("div", { class: "verdicts", role: "group", "aria-label": t("regions.verdict") }, verdicts),
+      this.comment(item, may),
+    );
+    if (focused >= 0) this.panel.querySelectorAll("button, textarea")[focused]?.focus({ preventScroll: true });
+  }
+
+  comment(item, may) {
+    const kept = this.draft?.id === item.id ? this.draft.text : item.comment;
+    const save = element("button", { type: "button", disabled: kept.trim() === item.comment, onclick: () => this.saveComment() }, t("regions.save"));
+    const text = element("textarea", { rows: 2, maxlength: 2000, value: kept, disabled: !may });
+    text.addEventListener("input", () => {
+      this.draft = { id: item.id, text: text.value };
+      save.disabled = text.value.trim() === item.comment;
+    });
+    text.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.saveComment();
+    });
+    text.addEventListener("blur", () => this.draft && this.draft.text.trim() !== item.comment && this.saveComment());
+    const erase = item.kind === "drawn" && may && element("button", { type: "button", onclick: () => this.review.act("erase", { finding: item.id }) }, t("regions.erase"));
+    return element("div", { class: "comment" }, element("label", { class: "field" }, element("span", {}, t("regions.comment")), text), element("div", { class: "buttons" }, erase, save));
+  }
+}
