@@ -175,6 +175,7 @@ def settings(crowd: Crowd, run: str, private: Path) -> dict[str, Any]:
     layout = memory.Layout(crowd.slots, crowd.batch, TINY_PX, 1, TINY_PX)
     return {
         "run": run,
+        "urgent_may_come": False,
         "private": str(private),
         "layout": layout.to_dict(),
         "models": [{"classes": ["normal", "tumour"]}],

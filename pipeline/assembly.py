@@ -72,6 +72,7 @@ def settings(
         "models": [model.describe() for model in models],
         "results": targets(models, out, keys, config.results.heatmap_class),
         "versions": versions(),
+        "urgent_may_come": bool(batcher.urgent),
     }
 
 
@@ -87,11 +88,27 @@ def versions() -> dict[str, str]:
     return found
 
 
+def completed(
+    folders: Sequence[Path], keys: Sequence[dict[str, str]], formats: Collection[str]
+) -> Callable[[str, str], dict[str, Any] | None]:
+    """Gives, for a slide's id and fingerprint, the (first) summary where the results of all models are complete."""
+
+    def find(slide: str, digest: str) -> dict[str, Any] | None:
+        earlier = [read_summary(folder, slide) for folder in folders]
+        whole = all(
+            is_complete(summary, {"fingerprint": digest, **own}, folder, formats)
+            for summary, own, folder in zip(earlier, keys, folders, strict=True)
+        )
+        return earlier[0] if whole else None
+
+    return find
+
+
 def looker(
     folders: Sequence[Path], private: Path, keys: Sequence[dict[str, str]], formats: Collection[str]
 ) -> Callable[[Found], Earlier]:
     """What is known of a slide before it is submitted. It is complete when the results of all models are."""
-    key = joint_key(keys)
+    key, find = joint_key(keys), completed(folders, keys, formats)
 
     def look(slide: Found) -> Earlier:
         try:
@@ -99,14 +116,10 @@ def looker(
         except SlideError as error:
             return Earlier({"fingerprint": "", **key}, error.reason)
         mine = {"fingerprint": digest, **key}
-        earlier = [read_summary(folder, slide.id) for folder in folders]
-        if all(
-            is_complete(summary, {"fingerprint": digest, **own}, folder, formats)
-            for summary, own, folder in zip(earlier, keys, folders, strict=True)
-        ):
+        if (whole := find(slide.id, digest)) is not None:
             shutil.rmtree(work_folder(private, slide.id), ignore_errors=True)
-            return Earlier(mine, complete=earlier[0])
-        begun = any(summary is not None for summary in earlier)
+            return Earlier(mine, complete=whole)
+        begun = any(read_summary(folder, slide.id) is not None for folder in folders)
         return Earlier(mine, retry=begun, carried=inferred_before(work_folder(private, slide.id), mine))
 
     return look

@@ -18,6 +18,10 @@ from results.write import sweep
 _PREFIX = "slidestream-"
 
 
+class Held(ConfigError):
+    """Another run holds the output folder."""
+
+
 @contextlib.contextmanager
 def hold(out: Path, folders: Sequence[Path]) -> Iterator[Path]:
     """Make and lock `out`; gives its private folder. ConfigError where it cannot be written or another run holds it.
@@ -38,13 +42,13 @@ def hold(out: Path, folders: Sequence[Path]) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             holder = os.read(lock, 32).decode("ascii", "replace").strip() or "unknown"
-            raise ConfigError(
+            raise Held(
                 f"--out {out}: another run holds it (process {holder}); wait for it, or name another folder"
             ) from None
         try:
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-            _sweep_last_run(private)
+            sweep_last_run(private)
             _sweep(folders)
         except OSError as error:
             raise ConfigError(f"--out {out}: {error.strerror}; free some space, or name another folder") from error
@@ -84,7 +88,7 @@ def _sweep(folders: Sequence[Path]) -> None:
         sweep(folder)
 
 
-def _sweep_last_run(private: Path) -> None:
+def sweep_last_run(private: Path) -> None:
     """Remove what a run left that was killed together with all its processes. Its lock is ours now, so it is dead."""
     try:
         left = Path((private / "run").read_text().strip())

@@ -101,14 +101,14 @@ class Supervisor:
         self._zmq = zmq.Context()
         self._hub: zmq.Socket | None = None
         self._poller = zmq.Poller()
-        self._control = Control(self._zmq, run.control, {"scale": self._scale, **answers})
+        self._control = Control(self._zmq, run.control, {"scale": self.scale, **answers})
         self._poller.register(self._control.socket, zmq.POLLIN)
-        self._attached: dict[int, Callable[[], None]] = {}
+        self._attached: dict[int | zmq.Socket, Callable[[], None]] = {}
 
-    def attach(self, descriptor: int, heard: Callable[[], None]) -> None:
-        """Call `heard` in the loop whenever this descriptor is readable."""
-        self._attached[descriptor] = heard
-        self._poller.register(descriptor, zmq.POLLIN)
+    def attach(self, source: int | zmq.Socket, heard: Callable[[], None]) -> None:
+        """Call `heard` in the loop whenever this descriptor or socket is readable."""
+        self._attached[source] = heard
+        self._poller.register(source, zmq.POLLIN)
 
     # ------------------------------------------------------------ the loop
 
@@ -177,8 +177,8 @@ class Supervisor:
             self._receive()
         if self._control.socket in ready:
             self._control.answer()
-        for descriptor, heard in self._attached.items():
-            if descriptor in ready:
+        for source, heard in self._attached.items():
+            if source in ready:
                 heard()
 
     def _end(self, ending: Ending) -> None:
@@ -256,8 +256,11 @@ class Supervisor:
             return
         self._start_at[child.name] = time.monotonic() + fate.pause_s
 
-    def _scale(self, question: dict[str, Any]) -> dict[str, Any]:
-        """More or fewer workers of a stage, from now on. Those sent away are killed: others do again what they were at."""
+    def scale(self, question: dict[str, Any]) -> dict[str, Any]:
+        """More or fewer workers of a stage, from now on. Those sent away are killed: others do again what they were at.
+
+        Raises Refusal.
+        """
         kind, wanted = question.get("stage"), question.get("workers")
         before = len(self._roster.of_kind(str(kind)))
         leaving, joining = self._roster.scale(kind, wanted, self._children)

@@ -133,7 +133,7 @@ def settings_of(post: Post) -> DispatchSettings:
         batch=layout["batch"],
         slots=layout["slots"],
         overview_slots=layout["overview_slots"],
-        reserved=1 if config["batcher"]["urgent"] and layout["slots"] > 2 else 0,
+        reserved=1 if post.settings["urgent_may_come"] and layout["slots"] > 2 else 0,
         delay_urgent_ms=config["batcher"]["max_delay_ms"]["urgent"],
         delay_routine_ms=config["batcher"]["max_delay_ms"]["routine"],
         delay_hungry_ms=config["batcher"]["max_delay_ms"]["urgent"],
