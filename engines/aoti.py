@@ -137,6 +137,11 @@ class AotiNetwork:
         """Bytes of GPU memory that PyTorch holds."""
         return self.torch.cuda.memory_reserved(self.device) if self.on_gpu else 0
 
+    def trim(self) -> None:
+        """Gives back what PyTorch holds and nobody uses."""
+        if self.on_gpu:
+            self.torch.cuda.empty_cache()
+
     def took(self, size: int) -> None:
         self._context_bytes = max(self._context_bytes, size)
 
@@ -154,8 +159,7 @@ class AotiNetwork:
     def close(self) -> None:
         self.model = None
         self._unpacked.cleanup()
-        if self.on_gpu:
-            self.torch.cuda.empty_cache()
+        self.trim()
 
     def view(self, address: int, shape: tuple[int, ...], dtype: Any) -> Any:
         """Memory that is not PyTorch's, as a tensor."""
@@ -191,8 +195,8 @@ class _Memory:
 
 
 class _Execution:
-    """See engines.device.Execution. The first batch runs as it is (what is compiled or allocated late comes then), the
-    second is captured, and from then on the graph is replayed."""
+    """See engines.device.Execution. The first batch runs as it is (what is compiled, tried out or allocated late comes then),
+    the second is captured, and from then on the graph is replayed."""
 
     def __init__(self, network: AotiNetwork, source: int, target: int, stream: int) -> None:
         self._network = network
@@ -202,29 +206,41 @@ class _Execution:
         self._answer = network.view(target, (network.batch, network.classes), torch.float32)
         self._stream = torch.cuda.ExternalStream(stream, device=network.device) if network.on_gpu else None
         self._graph: Any = None
-        self._ran = False
+        self._runs = 0
 
     def enqueue(self, rows: int, stream: int) -> None:
         """Computes all rows of the buffer, whatever `rows` is: the package has one shape."""
-        network, torch = self._network, self._network.torch
+        torch = self._network.torch
         try:
             with ExitStack() as stack:
                 stack.enter_context(torch.inference_mode())
                 if self._stream is not None:
                     stack.enter_context(torch.cuda.stream(self._stream))
-                if self._graph is None and self._ran and network.cuda_graphs:
-                    self._capture()
-                if self._graph is not None:
+                if self._runs < 2:
+                    self._settle_in()
+                    self._runs += 1
+                elif self._graph is not None:
                     self._graph.replay()
-                elif not self._ran:
-                    before = network.reserved()
-                    self._run()
-                    network.took(network.reserved() - before)
-                    self._ran = True
                 else:
                     self._run()
         except Exception as error:  # PyTorch raises whatever its parts raise
             raise translated(error, "the network did not start") from error
+
+    def _settle_in(self) -> None:
+        """The first two batches. What trying algorithms took is given back before the second, whose memory then counts."""
+        network = self._network
+        if not self._runs:
+            self._run()
+            network.trim()
+            return
+        before = network.reserved()
+        if network.cuda_graphs:
+            self._capture()
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            self._run()
+        network.took(network.reserved() - before)
 
     def _run(self) -> None:
         self._answer.copy_(self._network.model(self._patches))
@@ -232,7 +248,6 @@ class _Execution:
     def _capture(self) -> None:
         network, torch = self._network, self._network.torch
         graph = torch.cuda.CUDAGraph()
-        before = network.reserved()
         try:
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._run()
@@ -244,7 +259,6 @@ class _Execution:
             network.cuda_graphs = False
             structlog.get_logger().warning("batches run without CUDA graphs", reason=str(problem))
             return
-        network.took(network.reserved() - before)
         self._graph = graph
 
 

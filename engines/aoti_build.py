@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import platform
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,15 @@ FLAVOUR = "aoti"
 RECIPE = "aoti-1"
 INSTALL = "install slidestream[aoti]"
 PRECISIONS = ("fp16", "fp32")
+# For a GPU PyTorch would first try out the processor's vector instructions, each with a compilation and a PyTorch of its own,
+# and compile headers ahead that the one file of C++ then reads once. That file only launches kernels, so it is not optimised.
+_FOR_GPUS = {
+    "cpp.vec_isa_ok": False,
+    "cpp_cache_precompile_headers": False,
+    "aot_inductor.precompile_headers": False,
+    "aot_inductor.compile_wrapper_opt_level": "O0",
+}
+_EVERY_S = 10.0  # a word while it compiles
 HOST = Gpu(name="CPU", compute_capability=platform.machine())
 """What a package for the CPU is for. They are built in tests alone; runs on a CPU use ONNX Runtime."""
 
@@ -112,21 +123,60 @@ class AotiMaker:
 
         torch = self.flavour.trt
         started = time.monotonic()
-        program = folded_program(kind, source, model, precision, batch, device)
+        with _patience(self.tell, "exporting the network"):
+            program = folded_program(kind, source, model, precision, batch, device)
         census, resizing = program_census(program)
         check_census(census, resizing, precision)
-        configuration: dict[str, Any] = {"max_autotune": True} if self.autotune else {}
+        configuration = self.configuration(device)
         with tempfile.TemporaryDirectory(prefix="slidestream-") as folder:
             path = Path(folder) / "network.pt2"
             try:
-                with quiet(), torch.no_grad():
+                with _patience(self.tell, "compiling"), quiet(), torch.no_grad():
                     torch._inductor.aoti_compile_and_package(
                         program, package_path=str(path), inductor_configs=configuration
                     )
             except Exception as error:  # PyTorch raises whatever its parts raise
                 raise EngineError(f"AOTInductor could not build {precision} of {source}: {reason(error)}") from error
             package = path.read_bytes()
+        if device == "cuda":
+            del program
+            torch.cuda.empty_cache()  # the engine is tried in this process next, and its memory is told
         return Built(package, census, (), time.monotonic() - started)
+
+    def configuration(self, device: str) -> dict[str, Any]:
+        """Inductor's, as far as this PyTorch has it."""
+        chosen: dict[str, Any] = {"max_autotune": True} if self.autotune else {}
+        if device == "cuda":
+            known = self.flavour.trt._inductor.config
+            chosen |= {name: value for name, value in _FOR_GPUS.items() if _has(known, name)}
+        return chosen
+
+
+def _has(config: Any, name: str) -> bool:
+    for part in name.split("."):
+        if not hasattr(config, part):
+            return False
+        config = getattr(config, part)
+    return True
+
+
+@contextmanager
+def _patience(tell: Tell, doing: str) -> Iterator[None]:
+    """Says that it is still at it, and for how long, every few seconds while the block runs."""
+    done, started = threading.Event(), time.monotonic()
+
+    def say() -> None:
+        tell(f"{doing} ...")
+        while not done.wait(_EVERY_S):
+            tell(f"{doing}: {time.monotonic() - started:.0f} s so far")
+
+    speaker = threading.Thread(target=say, name="aoti-patience", daemon=True)
+    speaker.start()
+    try:
+        yield
+    finally:
+        done.set()
+        speaker.join()
 
 
 def pytorch_source(model: Model) -> tuple[str, Path]:

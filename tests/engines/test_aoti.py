@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (the extra `import`)")
+# PyTorch traces every compilation for its developers, and pytest would keep and format all of it.
+logging.getLogger("torch.__trace").setLevel(logging.CRITICAL)
 
-from engines import aoti_graph
+from engines import aoti_build, aoti_graph
 from engines.aoti import AotiNetwork, open_aoti, translated
 from engines.aoti_build import HOST, AotiMaker, load_aoti, pytorch_source
 from engines.backend import fastest
@@ -154,6 +158,31 @@ def test_a_second_build_finds_the_first(models, built):
     source = pytorch_source(models["torchscript"])[1]
     other = AotiMaker(maker.cache, autotune=True).identity(models["torchscript"], source, "fp32", BATCH, HOST)
     assert other.key != entry.identity.key
+
+
+def test_what_is_asked_of_the_compiler_for_a_gpu(built):
+    """No trial of the processor's instructions and no headers ahead; nothing that this PyTorch does not know."""
+    maker, _ = built
+    assert maker.configuration("cpu") == {}
+    asked = maker.configuration("cuda")
+    assert asked["cpp.vec_isa_ok"] is False
+    with torch._inductor.config.patch(asked):  # raises for a name that there is not
+        pass
+    assert not aoti_build._has(torch._inductor.config, "cpp.no_such_key")
+    assert AotiMaker(maker.cache, autotune=True).configuration("cuda")["max_autotune"] is True
+
+
+def test_a_long_build_is_not_silent(monkeypatch):
+    """What it is doing, at once, and then how long it has been at it; never after its end."""
+    said = []
+    monkeypatch.setattr(aoti_build, "_EVERY_S", 0.02)
+    with pytest.raises(ZeroDivisionError), aoti_build._patience(said.append, "compiling"):
+        time.sleep(0.1)
+        1 / 0  # noqa: B018 (whatever ends the build)
+    count = len(said)
+    assert said[0] == "compiling ..." and said[1].startswith("compiling: 0 s") and count >= 3
+    time.sleep(0.05)
+    assert len(said) == count
 
 
 def test_sidecar(built):

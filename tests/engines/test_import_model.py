@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ SIDE = 64
 @pytest.fixture(scope="module")
 def torch():
     """PyTorch, which is in an extra; skips the test where it is absent."""
-    return pytest.importorskip("torch", reason="PyTorch is not installed (the extra `import`)")
+    found = pytest.importorskip("torch", reason="PyTorch is not installed (the extra `import`)")
+    logging.getLogger("torch.__trace").setLevel(logging.CRITICAL)  # or pytest keeps what is for PyTorch's developers
+    return found
 
 
 def tiny_network(torch):
