@@ -18,6 +18,7 @@ from pipeline import __version__, control_command, engine_command, model_command
 from pipeline.config import Config, ConfigError, load_config
 from pipeline.memory import MemoryLack
 from pipeline.worker import EXIT_CONFIGURATION, EXIT_FAULT
+from review import user_command
 from slides.errors import SlideError
 
 EXIT_CODES = """\
@@ -128,6 +129,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     control_command.add_parser(commands)
     engine_command.add_parser(commands)
     model_command.add_parser(commands)
+    user_command.add_parser(commands)
 
     bench = commands.add_parser(
         "bench", help="measure this machine", description="Measure this machine.", formatter_class=raw

@@ -1,33 +1,38 @@
-"""What a request is refused with."""
+"""What can go wrong on the review page, for operators (one line, exit code 2) and for whoever asks over HTTP."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
+class ReviewError(Exception):
+    """Something the operator has to put right: one line that names the file or option, the problem and the remedy."""
+
+
+class UsersError(ReviewError):
+    """The users file, or a name, role or password for it."""
+
+
+class AuditError(ReviewError):
+    """The log of acts cannot be opened, read or written, or is not whole."""
+
+
 class Refused(Exception):
-    """A request that is not answered as asked: an HTTP `status`, a stable `code` for programs, one line for people.
+    """A request that is answered with an error: `status`, a stable `code`, one line for people, and more fields."""
 
-    `more` goes into the answer beside them. The text tells no path and nothing of the inside.
-    """
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        more: Mapping[str, Any] | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
+        self.more, self.retry_after = dict(more or {}), retry_after
 
-    def __init__(self, status: int, code: str, text: str, **more: Any) -> None:
-        super().__init__(text)
-        self.status = status
-        self.code = code
-        self.text = text
-        self.more = more
-
-    def to_dict(self) -> dict[str, Any]:
-        """The body of the answer."""
-        return {"error": self.text, "code": self.code, **self.more}
-
-
-def missing(what: str, code: str = "not_found") -> Refused:
-    """404, for things that are not there."""
-    return Refused(404, code, what)
-
-
-def bad(text: str) -> Refused:
-    """422, for input that cannot be right."""
-    return Refused(422, "bad_input", text)
+    def body(self) -> dict[str, Any]:
+        """The JSON of the answer."""
+        return {"error": self.message, "code": self.code, **self.more}
