@@ -13,6 +13,7 @@ from pipeline.crew import Member
 MOST_WORKERS = 1024
 SCALABLE = ("reader", "tissue", "inference", "writer")
 WELL_S = 60.0  # a worker on a GPU that lasted so long was well
+TRIALS = 16  # deaths that finding one poisonous patch may cost: 3 + log2(rows) of the largest batches (dispatch.suspects)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,15 @@ class Fate:
     in_a_row: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """What the batcher knew when a worker died. `present`: it may have died of a batch that is on trial, or waits for it;
+    `quarantined`: patches that were found guilty so far."""
+
+    present: bool = False
+    quarantined: int = 0
+
+
 class Roster:
     """The members by name. `config` is the configuration's section `supervisor`."""
 
@@ -34,22 +44,43 @@ class Roster:
         self._recruit = recruit
         self._config = config
         self._backoffs: dict[str, Backoff] = {}
+        self._trials: dict[str, tuple[object, int]] = {}
 
-    def died(self, member: Member, generation: int, blame: bool, well: bool, progress: object, others: bool) -> Fate:
+    def died(
+        self,
+        member: Member,
+        generation: int,
+        blame: bool,
+        well: bool,
+        progress: object,
+        others: bool,
+        suspicion: Suspicion = Suspicion(),
+    ) -> Fate:
         """`well`: it had come up and worked. `progress`: of the run. `others`: some of its kind are at work.
 
         Where others of its kind go on, the run makes progress whatever becomes of one that never works: then its own deaths
-        count.
+        count, but for those that a batch under suspicion may have caused. A patch that is found guilty clears it of the
+        deaths before; and no patch costs more than TRIALS.
         """
         of_kind = self._backoff(member.kind)
         pause_s = of_kind.died(blame, progress)
-        own_pause_s = self._backoff(member.name).died(blame, generation if well else None)
+        lately = (generation if well else None, suspicion.quarantined)
+        if not well and others and self._excused(member.name, lately, blame and suspicion.present):
+            return Fate(self._config["backoff_max_s"] if pause_s is None else pause_s)
+        own_pause_s = self._backoff(member.name).died(blame, lately)
         if well or not others:
             return Fate(pause_s, in_a_row=of_kind.in_a_row)
         if own_pause_s is None:
             del self.members[member.name]
             del self._backoffs[member.name]  # `scale` may give it another chance
+            self._trials.pop(member.name, None)
         return Fate(own_pause_s, give_up=own_pause_s is None)
+
+    def _excused(self, name: str, lately: object, suspected: bool) -> bool:
+        before, count = self._trials.get(name, (None, 0))
+        count = 0 if before != lately else count
+        self._trials[name] = (lately, count + suspected)
+        return suspected and count < TRIALS
 
     def _backoff(self, name: str) -> Backoff:
         config = self._config

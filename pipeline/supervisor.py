@@ -23,11 +23,12 @@ from pipeline.crew import Member
 from pipeline.dispatch.board import INFERENCE, SUPERVISOR
 from pipeline.link import HIGH_WATER
 from pipeline.log import LogSink
-from pipeline.roster import WELL_S, Roster
+from pipeline.roster import WELL_S, Roster, Suspicion
 from pipeline.rundir import RunDir
 from pipeline.submissions import Source, Verdict
 from pipeline.watch import Watch
 from pipeline.wire import (
+    Amend,
     Condemn,
     Dead,
     Drain,
@@ -92,6 +93,7 @@ class Supervisor:
         self._generations: dict[str, int] = {}
         self._start_at: dict[str, float] = {}
         self._last_words: dict[str, str] = {}
+        self._amended: dict[int, Amend] = {}  # by slide, of those under way
         self._signals: list[int] = []
         self._ending: Ending | None = None
         self._drain_until: float | None = None
@@ -212,8 +214,10 @@ class Supervisor:
         self._heard_batcher = time.monotonic()
         living = [[c.name, c.generation] for c in self._children.values() if c.kind != BATCHER]
         self._send(Living(self._run_id, living))
-        for submit in self._submissions.again():
-            self._send(submit)
+        submits = self._submissions.again()
+        self._amended = {s.slide: self._amended[s.slide] for s in submits if s.slide in self._amended}
+        for message in (*submits, *self._amended.values()):
+            self._send(message)
         if self._drain_until is not None:
             self._send(Drain())
 
@@ -241,7 +245,10 @@ class Supervisor:
         progress = (report.get("settled"), report.get("suspects"), self._submissions.tally.over)
         well = child.joined and (not child.device or time.monotonic() - child.started_at > WELL_S)
         others = any(other.kind == child.kind and other.joined for other in self._children.values())
-        fate = self._roster.died(member, child.generation, death.blame, well, progress, others)
+        suspicion = Suspicion(
+            child.joined and bool(report.get("suspects") or report.get("on_trial")), report.get("quarantined", 0)
+        )
+        fate = self._roster.died(member, child.generation, death.blame, well, progress, others, suspicion)
         words = self._last_words.get(child.name)
         reason = f"{death.cause}: {words}" if words else death.cause
         if fate.give_up:
@@ -317,6 +324,28 @@ class Supervisor:
         if self._hub is not None:
             self._hub.send_multipart(encode(message), zmq.DONTWAIT)
 
+    def amend(self, number: int, urgent: bool) -> bool:
+        """A slide that is under way is of this class from now on; False where it is not, or is cancelled."""
+        return self._amend(Amend(number, urgent, cancel=False))
+
+    def cancel(self, number: int) -> bool:
+        """A slide that is under way is not wanted any more; False where it is not under way.
+
+        What becomes of it is told to the submissions like any end, mostly as "cancelled", with no result written; where its
+        results were being written already, as what they say. Its journal is removed: submitted again, it starts anew.
+        """
+        submit = self._submissions.under_way.get(number)
+        return submit is not None and self._amend(Amend(number, submit.urgent, cancel=True))
+
+    def _amend(self, amend: Amend) -> bool:
+        """Kept for as long as the slide is under way: a new batcher must be told the same."""
+        before = self._amended.get(amend.slide)
+        if amend.slide not in self._submissions.under_way or (before is not None and before.cancel):
+            return False
+        self._amended[amend.slide] = amend
+        self._send(amend)
+        return True
+
     def _submit(self) -> None:
         while self._drain_until is None and (submit := self._submissions.next()) is not None:
             self._send(submit)
@@ -335,6 +364,7 @@ class Supervisor:
                 case Report():
                     self._note(message.status)
                 case SlideDone():
+                    self._amended.pop(message.slide, None)
                     verdict = self._submissions.done(message)
                     if verdict is not None:
                         self._ended(verdict)

@@ -18,6 +18,7 @@ from pipeline.dispatch.records import Records
 from pipeline.dispatch.schedule import Schedule
 from pipeline.dispatch.slidework import SlideState
 from pipeline.wire import (
+    Amend,
     Beat,
     Begun,
     Condemn,
@@ -86,6 +87,9 @@ class Dispatcher:
                 self._awaited = dict.fromkeys(living - known, now)
             case Submit():
                 self._intake.submit(message)
+            case Amend():
+                if self._intake.amend(message):
+                    self._feed.amended()
             case Dead():
                 self._worker_died(message)
             case Drain():
@@ -268,6 +272,8 @@ class Dispatcher:
                 "active": [[s.number, s.id, s.inferred, s.failed, s.planned] for s in active],
                 "slots": self._feed.slots.counts(),
                 "suspects": len(self._feed.suspects),
+                "on_trial": self._feed.on_trial,
+                "quarantined": self._feed.quarantined,
                 "records": len(self._records),
                 "settled": self._records.settled_patches,
                 "first_result_at": self._records.first_at,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from pipeline.dispatch.leases import Lease
 from pipeline.dispatch.records import Records
 from pipeline.dispatch.schedule import Floor, Schedule
 from pipeline.dispatch.slidework import SlideWork
-from pipeline.dispatch.slots import Batch, Segment, SlotPool
+from pipeline.dispatch.slots import READY, Batch, Segment, SlotPool
 from pipeline.dispatch.suspects import Suspects
 from pipeline.wire import Fill, Filled, Inferred, Run
 from results.columns import NOT_A_NUMBER, unanswered
@@ -32,6 +33,7 @@ class Feed:
         self._floor = Floor(batch, floor)
         self.slots = SlotPool(board.settings.slots, board.settings.reserved, Floor(batch, floor))
         self.suspects = Suspects()
+        self.quarantined = 0
 
     # ------------------------------------------------------------ leases
 
@@ -100,6 +102,13 @@ class Feed:
         """Readers have nothing to do although there are patches to be read: every slot is taken."""
         return self._due() is None and (self._waiting(True) or self._waiting(False))
 
+    @property
+    def on_trial(self) -> int:
+        """Suspect batches that are being read, ready to run, or being run; `suspects` are those that wait."""
+        read = sum(batch.suspect for batch, state in zip(self.slots.batches, self.slots.states) if state == READY)
+        leased = (lease for worker in self._board.leases.workers.values() for lease in worker.leases.values())
+        return read + sum(isinstance(lease.subject, _Filling) and lease.subject.batch.suspect for lease in leased)
+
     # ------------------------------------------------------------ answers
 
     def filled(self, lease: Lease, message: Filled, seconds: float) -> None:
@@ -108,14 +117,16 @@ class Feed:
         count = min(max(message.count, 0), batch.count)
         head, tail = batch.split(count)
         if tail and batch.suspect:
-            self.suspects.put_back(Batch(tail, batch.urgent, batch.strikes, suspect=True, killed=batch.killed))
+            self._put_back(Batch(tail, batch.urgent, batch.strikes, suspect=True, killed=batch.killed))
         else:
             self._return(tail)
         failures = {row: reason for row, reason in message.failures if 0 <= row < count}
-        filled = Batch(head, batch.urgent, batch.strikes, batch.suspect, failures, batch.killed)
+        filled = self._current(Batch(head, batch.urgent, batch.strikes, batch.suspect, failures, batch.killed))
         for segment in head:
             self._board.slides[segment.slide].spend("read", seconds * len(segment.patches) / max(1, count))
-        if len(failures) == count:
+        if filled is None:
+            self.slots.release(work.slot)
+        elif len(failures) == count:
             self.slots.release(work.slot)
             self._settle(filled, np.full((count, self._board.settings.columns), np.nan, np.float32), failures)
         else:
@@ -170,14 +181,18 @@ class Feed:
         """A reader or inference worker died with this lease, by its work (`blame`) or killed from outside."""
         work = lease.subject
         if lease.kind == "run" and not blame and work.slot is not None:
-            self.slots.again(work.slot)
+            if (batch := self._current(work.batch)) is not None:
+                self.slots.again(work.slot, batch)
+            else:
+                self.slots.release(work.slot)
             return
         if work.slot is not None:
             self.slots.release(work.slot)
         if blame:
-            self._blame(work.batch, READER if lease.kind == "fill" else INFERENCE, lease.worker.name, cause)
+            if (batch := self._cut(work.batch)) is not None:
+                self._blame(batch, READER if lease.kind == "fill" else INFERENCE, lease.worker.name, cause)
         elif work.batch.suspect:
-            self.suspects.put_back(work.batch)
+            self._put_back(work.batch)
         else:
             self._return(work.batch.segments)
 
@@ -189,13 +204,50 @@ class Feed:
         for segment in self.suspects.blame(batch, kind, worker):
             deed = "reading it" if kind == READER else "inferring it"
             slide = self._board.slides[segment.slide]
+            self.quarantined += len(segment.patches)
             self._records.fail(slide, segment.patches, f"quarantined: {deed} stopped the {kind} twice ({cause})")
 
     def _return(self, segments: tuple[Segment, ...]) -> None:
         for segment in reversed(segments):
             slide = self._board.slides[segment.slide]
             slide.give_back(segment.patches)
-            self._schedule.add(slide)
+            if slide.has_pending:
+                self._schedule.add(slide)
+
+    def _put_back(self, batch: Batch) -> None:
+        if (wanted := self._cut(batch)) is not None:
+            self.suspects.put_back(wanted)
+
+    # ------------------------------------------------------------ slides that are amended
+
+    def amended(self) -> None:
+        """Slides are of another class, or cancelled: so are the batches that wait for inference, or for a trial."""
+        for slot in self.slots.ready_slots:
+            self.slots.refile(slot, self._current(self.slots.batches[slot]))
+        self.suspects.sift(self._cut)
+
+    def _current(self, batch: Batch) -> Batch | None:
+        """A batch in a slot as it is now: urgent where any of its slides is; None where all are cancelled.
+
+        Rows of a cancelled slide beside others stay where they are, and are dropped in the end.
+        """
+        slides = self._board.slides
+        wanted = [slide for s in batch.segments if not (slide := slides[s.slide]).cancelled]
+        if batch.segments and not wanted:
+            self._drop(batch.segments)
+            return None
+        return replace(batch, urgent=any(slide.urgent for slide in wanted) if wanted else batch.urgent)
+
+    def _cut(self, batch: Batch) -> Batch | None:
+        """A batch that is in no slot as it is now: without the rows of cancelled slides."""
+        slides = self._board.slides
+        self._drop(tuple(s for s in batch.segments if slides[s.slide].cancelled))
+        wanted = tuple(s for s in batch.segments if not slides[s.slide].cancelled)
+        return replace(batch, segments=wanted, urgent=any(slides[s.slide].urgent for s in wanted)) if wanted else None
+
+    def _drop(self, segments: tuple[Segment, ...]) -> None:
+        for segment in segments:
+            self._board.slides[segment.slide].drop(len(segment.patches))
 
     @property
     def idle(self) -> bool:

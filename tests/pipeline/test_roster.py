@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.control import Refusal
 from pipeline.crew import Member, member
-from pipeline.roster import MOST_WORKERS, SCALABLE, Fate, Roster
+from pipeline.roster import MOST_WORKERS, SCALABLE, TRIALS, Fate, Roster, Suspicion
 
 CONFIG = {"backoff_s": 0.5, "backoff_max_s": 30.0, "max_failures": 3}
 
@@ -28,10 +28,18 @@ class Deaths:
         self.progress = 0
         self.generations: dict[str, int] = {}
 
-    def of(self, name: str, *, blame: bool = True, well: bool = False, others: bool = True) -> Fate:
+    def of(
+        self,
+        name: str,
+        *,
+        blame: bool = True,
+        well: bool = False,
+        others: bool = True,
+        suspicion: Suspicion = Suspicion(),  # noqa: B008 (frozen)
+    ) -> Fate:
         self.generations[name] = self.generations.get(name, 0) + 1
         member = self.roster.members[name]
-        return self.roster.died(member, self.generations[name], blame, well, self.progress, others)
+        return self.roster.died(member, self.generations[name], blame, well, self.progress, others, suspicion)
 
 
 class TestDeath:
@@ -82,6 +90,29 @@ class TestDeath:
         for deaths.progress in range(30):
             fate = deaths.of("inference-1", well=deaths.progress % 3 == 2)
             assert not fate.give_up and fate.pause_s is not None
+
+    def test_a_poisonous_patch_costs_no_worker(self):
+        """Bisecting a batch kills two healthy workers in turn, ten times within a minute: both stay."""
+        deaths = Deaths(roster(inference=2))
+        for deaths.progress in range(12):
+            suspicion = Suspicion(present=deaths.progress > 1)  # a first death of each goes before what the batcher tells
+            fate = deaths.of(f"inference-{deaths.progress % 2}", suspicion=suspicion)
+            assert not fate.give_up and fate.pause_s is not None
+        assert names(deaths.roster.of_kind("inference")) == ["inference-0", "inference-1"]
+
+    def test_a_patch_that_is_found_guilty_clears_the_worker(self):
+        """A slide with many poisonous patches: those deaths that went before the suspicion do not add up."""
+        deaths = Deaths(roster(inference=2))
+        for deaths.progress in range(20):
+            assert not deaths.of("inference-1", suspicion=Suspicion(False, quarantined=deaths.progress)).give_up
+
+    def test_suspicion_does_not_excuse_for_ever(self):
+        """More deaths than one patch can cost, and none is found guilty: it is the worker after all."""
+        deaths = Deaths(roster(inference=2))
+        fates = []
+        for deaths.progress in range(TRIALS + 4):
+            fates.append(deaths.of("inference-1", suspicion=Suspicion(present=True)))
+        assert [fate.give_up for fate in fates] == [False] * (TRIALS + 3) + [True]
 
     def test_several_hopeless_ones_are_given_up_one_by_one(self):
         """A machine with four GPUs, two of which are gone."""

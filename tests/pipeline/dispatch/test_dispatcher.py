@@ -10,6 +10,7 @@ import pytest
 from pipeline.dispatch.board import DispatchSettings
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.wire import (
+    Amend,
     Ask,
     Beat,
     Begin,
@@ -26,6 +27,7 @@ from pipeline.wire import (
     Journaled,
     Known,
     Living,
+    Mask,
     Message,
     Open,
     Opened,
@@ -281,6 +283,31 @@ def test_suspects_are_read_and_inferred_alone() -> None:
     assert len(made.sent("inference-0", Run)) == 1
 
 
+def test_the_report_tells_of_trials_and_of_patches_found_guilty() -> None:
+    """Wherever a suspect batch is: waiting, being read, ready, being run. The supervisor judges deaths by it."""
+    made = desk("reader-0", "inference-0", credit=1)
+    made.planned(1, 1)
+
+    def told() -> tuple[int, int, int]:
+        status = made.mind.report().status
+        return status["suspects"], status["on_trial"], status["quarantined"]
+
+    def killed(generation: int) -> None:
+        made.filled("reader-0", made.fill("reader-0"))
+        assert told()[:2] == (0, generation > 1)
+        assert len(made.sent("inference-0", Run)) == 1
+        made.supervisor(Dead("inference-0", generation, "SIGSEGV", True))
+
+    killed(1)
+    assert told() == (0, 1, 0)  # at the reader already
+    made.hello("inference-0", 1, generation=2)
+    killed(2)
+    assert told() == (0, 1, 0)
+    made.hello("inference-0", 1, generation=3)
+    killed(3)
+    assert told() == (0, 0, 1)
+
+
 def test_a_kill_from_outside_costs_no_reading() -> None:
     """The pixels are still in the slot: the batch runs again, and the reader is not troubled."""
     made = desk("reader-0", "inference-0", credit=1)
@@ -511,3 +538,175 @@ def test_a_slide_that_was_done_while_the_aggregator_was_dead_is_forgotten() -> N
     made.hello("aggregator-0", 0, generation=2)
     assert "s2" in [forget.id for forget in made.sent("aggregator-0", Forget)]
     assert "s1" not in [forget.id for forget in made.sent("aggregator-0", Forget)]
+
+
+# ---------------------------------------------------------------- slides that are amended
+
+
+def test_a_slide_that_becomes_urgent_is_next_at_once() -> None:
+    """Its rows are the next to be read."""
+    made = desk("reader-0", credit=2, slots=9, batch=4)
+    made.planned(1, 8)
+    made.planned(2, 100)
+    made.planned(3, 100)
+    for lease in made.sent("reader-0", Fill):
+        made.filled("reader-0", lease)
+    ready = made.sent("reader-0", Fill)
+    assert {patches(lease)[0][0] for lease in ready} == {2}
+    made.filled("reader-0", ready[0])
+    made.supervisor(Amend(3, True, False))
+    made.sent("reader-0", Fill)  # granted in the place of ready[0], before
+    made.filled("reader-0", ready[1])
+    lease = made.fill("reader-0")
+    assert patches(lease)[0][0] == 3 and lease.max_delay_ms == 5.0
+
+
+def test_what_lies_ready_of_a_slide_goes_first_when_it_becomes_urgent() -> None:
+    """The batch closed last overtakes those that were closed before."""
+    made = desk("reader-0", credit=1, slots=4)
+    made.planned(1, 4)
+    made.filled("reader-0", made.fill("reader-0"))
+    made.planned(2, 4)
+    last = made.fill("reader-0")
+    made.filled("reader-0", last)
+    made.supervisor(Amend(2, True, False))
+    made.hello("inference-0", 1)
+    assert [run.slot for run in made.sent("inference-0", Run)] == [last.slot]
+
+
+def test_a_slide_may_become_routine_again() -> None:
+    """Then others take their turns beside it."""
+    made = desk("reader-0", credit=1, slots=9)
+    made.planned(1, 100)
+    made.planned(2, 100, urgent=True)
+    made.filled("reader-0", made.fill("reader-0"))
+    assert patches(made.fill("reader-0"))[0][0] == 2
+    made.supervisor(Amend(2, False, False))
+    drawn = []
+    for name in ("reader-1", "reader-2"):
+        made.hello(name, 1)
+        drawn.append(patches(made.fill(name))[0][0])
+    assert sorted(drawn) == [1, 2]
+
+
+def test_a_cancelled_slide_is_done_when_nothing_of_it_is_in_flight() -> None:
+    """What is read is not inferred, what is inferred is not recorded, nothing more is read; its journal is removed."""
+    made = desk("reader-0", "inference-0", credit=1, slots=9)
+    made.planned(1, 100)
+    made.filled("reader-0", made.fill("reader-0"))
+    (run,) = made.sent("inference-0", Run)
+    made.filled("reader-0", made.fill("reader-0"))
+    lease = made.fill("reader-0")
+    assert made.mind.report().status["slots"]["ready"] == 1
+    made.supervisor(Amend(1, False, True))
+    assert made.mind.report().status["slots"]["ready"] == 0
+    made.inferred("inference-0", run)
+    assert made.sent("aggregator-0", Record) == made.sent("supervisor", SlideDone) == []
+    made.filled("reader-0", lease)
+    assert [done.state for done in made.sent("supervisor", SlideDone)] == ["cancelled"]
+    assert [forget.keep for forget in made.sent("aggregator-0", Forget)] == [False]
+    assert made.sent("reader-0", Fill) == made.sent("inference-0", Run) == []
+    assert made.mind.report().status["slots"]["free"] == 9
+
+
+def test_rows_beside_those_of_a_cancelled_slide_are_inferred() -> None:
+    """A batch of two slides runs; only the results of the one that is wanted are recorded."""
+    made = desk("reader-0", "inference-0", credit=1)
+    made.planned(1, 2)
+    made.fill("reader-0")
+    made.supervisor(Dead("reader-0", 1, "killed", False))
+    made.planned(2, 2)
+    made.hello("reader-0", 1, generation=2)
+    lease = made.fill("reader-0")
+    assert sorted(patches(lease)) == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    made.say("reader-0", Filled(lease.lease, 4, [], []), 2)
+    made.supervisor(Amend(1, False, True))
+    made.inferred("inference-0", made.sent("inference-0", Run)[0])
+    assert [record.slide for record in made.sent("aggregator-0", Record)] == [2]
+    assert [done.slide for done in made.sent("supervisor", SlideDone)] == [1]
+
+
+@pytest.mark.parametrize("stage", ["asking", "opening", "masking", "dead reader"])
+def test_a_slide_may_be_cancelled_before_it_is_planned(stage: str) -> None:
+    """Its place for the overview is free again as soon as nobody can write to it, and not before."""
+    made = desk("reader-0", "tissue-0", credit=1, overview_slots=1)
+    made.supervisor(Submit(1, "s1", "/s1", {}, False, False, ""))
+    made.supervisor(Submit(2, "s2", "/s2", {}, False, False, ""))
+    if stage == "asking":
+        made.supervisor(Amend(1, False, True))
+    made.say("aggregator-0", Known(1, None, b""))
+    if stage != "asking":
+        (lease,) = made.sent("reader-0", Open)
+        made.say("aggregator-0", Known(2, None, b""))
+        if stage == "masking":
+            made.say("reader-0", Opened(lease.lease, {}, GRID, 8, 8, "direct"))
+            (lease,) = made.sent("tissue-0", Mask)
+        made.supervisor(Amend(1, False, True))
+        assert made.sent("supervisor", SlideDone) == [] and made.sent("reader-0", Open) == []
+    if stage == "opening":
+        made.say("reader-0", Opened(lease.lease, {}, GRID, 8, 8, "direct"))
+    elif stage == "masking":
+        made.say("tissue-0", Planned(lease.lease, Plan(*(np.zeros(0, t) for t in "iif")).to_bytes(), {}))
+    elif stage == "dead reader":
+        made.supervisor(Dead("reader-0", 1, "SIGSEGV", True))
+        made.hello("reader-0", 1, generation=2)
+    else:
+        made.say("aggregator-0", Known(2, None, b""))
+    assert [(done.slide, done.state) for done in made.sent("supervisor", SlideDone)] == [(1, "cancelled")]
+    assert [lease.slide for lease in made.sent("reader-0", Open)] == [2] and made.sent("tissue-0", Mask) == []
+
+
+@pytest.mark.parametrize("writer", ["lives", "dies", "says no"])
+def test_a_slide_is_cancelled_too_late_when_its_results_are_being_written(writer: str) -> None:
+    """They stand; but where the writer has none, no other one is asked for them."""
+    made = desk("writer-0", credit=1)
+    made.planned(1, 0)
+    (write,) = made.sent("writer-0", Write)
+    made.supervisor(Amend(1, False, True))
+    assert made.sent("supervisor", SlideDone) == []
+    if writer == "lives":
+        made.say("writer-0", Written(write.lease, "complete", "", 0, 0, 0))
+    elif writer == "dies":
+        made.supervisor(Dead("writer-0", 1, "SIGSEGV", True))
+    else:
+        made.say("writer-0", Refused(write.lease, "no"))
+    state = "complete" if writer == "lives" else "cancelled"
+    assert [done.state for done in made.sent("supervisor", SlideDone)] == [state]
+
+
+def test_suspects_of_a_cancelled_slide_are_not_tried() -> None:
+    """Nor are workers kept idle for them."""
+    made = desk("reader-0", credit=1)
+    made.planned(1, 4)
+    made.fill("reader-0")
+    made.supervisor(Dead("reader-0", 1, "SIGSEGV", True))
+    assert made.mind.report().status["suspects"] == 1
+    made.supervisor(Amend(1, False, True))
+    assert made.mind.report().status["suspects"] == 0
+    assert [done.state for done in made.sent("supervisor", SlideDone)] == ["cancelled"]
+
+
+def test_what_is_not_there_cannot_be_amended() -> None:
+    """Word that comes after the end of a slide, or twice, changes nothing; the same slide may be submitted again."""
+    made = desk("reader-0", credit=1)
+    made.supervisor(Amend(1, True, True))
+    made.planned(1, 4)
+    lease = made.fill("reader-0")
+    for _ in range(2):
+        made.supervisor(Amend(1, True, True))
+    made.filled("reader-0", lease)
+    made.supervisor(Amend(1, False, False))
+    assert len(made.sent("supervisor", SlideDone)) == 1
+    made.planned(2, 4)
+    assert patches(made.fill("reader-0")) == [(2, p) for p in range(4)]
+
+
+def test_a_cancelled_slide_ends_only_when_every_worker_has_spoken() -> None:
+    """To a new batcher: one that has not may still be writing its results."""
+    made = Desk([["writer-0", 1], ["aggregator-0", 1]])
+    made.hello("aggregator-0", 0)
+    made.planned(1, 4)
+    made.supervisor(Amend(1, False, True))
+    assert made.sent("supervisor", SlideDone) == []
+    made.hello("writer-0", 1)
+    assert [done.state for done in made.sent("supervisor", SlideDone)] == ["cancelled"]
