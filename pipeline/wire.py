@@ -6,7 +6,7 @@ what comes out of a socket is never trusted; pixels never travel, they lie in sh
 
 Everybody speaks with the patch batcher alone:
 
-    supervisor ──── Living Submit Dead Drain Stop ───▶ batcher ─── Condemn SlideDone Status ────▶ supervisor
+    supervisor ─ Living Submit Amend Dead Drain Stop ▶ batcher ─── Condemn SlideDone Report ────▶ supervisor
     worker ──────── Hello Beat + its answers ────────▶ batcher ─── Welcome Who + its leases ────▶ worker
 """
 
@@ -376,6 +376,8 @@ class Condemn(Message):
 
 @dataclass(frozen=True, slots=True)
 class SlideDone(Message):
+    """`state` is that of the result, or "cancelled": then there is none, and nothing of the slide is under way any more."""
+
     KIND: ClassVar[int] = 65
     slide: int
     state: str
@@ -391,6 +393,19 @@ class Report(Message):
 
     KIND: ClassVar[int] = 66
     status: dict
+
+
+@dataclass(frozen=True, slots=True)
+class Amend(Message):
+    """What is wanted of a submitted slide from now on: its class, and whether it is wanted at all.
+
+    `cancel` is final. It comes too late for a slide whose results are being written.
+    """
+
+    KIND: ClassVar[int] = 67
+    slide: int
+    urgent: bool
+    cancel: bool
 
 
 # ---------------------------------------------------------------- codec

@@ -15,6 +15,7 @@ from pipeline.dispatch.slidework import SlideState, SlideWork
 from pipeline.dispatch.suspects import DEATHS_ALLOWED
 from pipeline.rundir import work_folder
 from pipeline.wire import (
+    Amend,
     Ask,
     Begin,
     Begun,
@@ -91,11 +92,32 @@ class Intake:
         else:
             self._start(slide, message.header, np.frombuffer(message.states, np.uint8))
 
+    def amend(self, message: Amend) -> bool:
+        """Another class, or the end, of a slide; False where that changes nothing. A slide that is done is left alone."""
+        slide = self._board.slides.get(message.slide)
+        if slide is None or slide.cancelled or not (message.cancel or message.urgent != slide.urgent):
+            return False
+        self._schedule.move(slide, message.urgent)
+        if message.cancel and slide.state is SlideState.WRITING and self._leased(slide, "write"):
+            slide.unwanted = True
+        elif message.cancel:
+            self._cancel(slide)
+        return True
+
+    def _cancel(self, slide: SlideWork) -> None:
+        self._schedule.remove(slide)
+        self._records.forget(slide)
+        slide.cancel()
+
     # ------------------------------------------------------------ leases
 
     def offer(self, now: float) -> None:
-        """Grant what can be granted: opening (as far ahead as configured), masking, writing."""
+        """Grant what can be granted: opening (as far ahead as configured), masking, writing. End what is cancelled."""
         slides = self._board.slides.values()
+        for slide in [s for s in slides if s.cancelled and not s.in_flight]:
+            if not any(self._leased(slide, kind) for kind in _KIND_OF):
+                self._free_overview(slide)
+                self._finish(slide, "cancelled", "", slide.planned, slide.inferred, slide.failed)
         for slide in [s for s in slides if s.state is SlideState.WRITING and not self._leased(s, "write")]:
             writer = self._board.leases.able(WRITER, idle=slide.strikes > 0)
             if writer is None:
@@ -153,6 +175,8 @@ class Intake:
     # ------------------------------------------------------------ answers
 
     def opened(self, slide: SlideWork, message: Opened, seconds: float) -> None:
+        if slide.cancelled:
+            return
         slide.spend("open", seconds)
         slide.strikes = 0
         slide.info, slide.geometry = {**message.info, "path": slide.path}, message.geometry
@@ -161,6 +185,8 @@ class Intake:
         slide.state = SlideState.MASKING
 
     def planned(self, slide: SlideWork, message: Planned, seconds: float) -> None:
+        if slide.cancelled:
+            return
         slide.spend("mask", seconds)
         slide.strikes = 0
         self._free_overview(slide)
@@ -214,7 +240,9 @@ class Intake:
         slide.state = SlideState.DONE
         del self._board.slides[slide.number]
         self._board.tell_supervisor(SlideDone(slide.number, state, reason, planned, inferred, failed))
-        forget = self._forgotten[slide.id] = Forget(slide.number, slide.id, keep=state != "complete")
+        # A journal that nobody may ever go on with would lie there for ever: of a cancelled slide, none is left.
+        keep = state not in ("complete", "cancelled")
+        forget = self._forgotten[slide.id] = Forget(slide.number, slide.id, keep)
         if len(self._forgotten) > _REMEMBERED:
             self._forgotten.popitem(last=False)
         aggregator = self._board.aggregator()
@@ -226,7 +254,11 @@ class Intake:
     def refused(self, lease: Lease, reason: str) -> None:
         """The worker says that the slide cannot be opened, masked or written."""
         slide: SlideWork = lease.subject
-        if lease.kind == "write":
+        if slide.cancelled:
+            return
+        if slide.unwanted:
+            self._cancel(slide)
+        elif lease.kind == "write":
             self._finish(slide, "failed", reason, slide.planned, slide.inferred, slide.failed)
         else:
             self._give_up(slide, reason)
@@ -234,6 +266,11 @@ class Intake:
     def worker_died(self, lease: Lease, blame: bool, cause: str) -> None:
         """A worker died with a lease on this slide. From then on it is tried alone, and two deaths of that end it."""
         slide: SlideWork = lease.subject
+        if slide.cancelled:
+            return
+        if slide.unwanted:
+            self._cancel(slide)
+            return
         if lease.kind == "open":
             slide.state = SlideState.WAITING
             self._free_overview(slide)

@@ -36,6 +36,9 @@ class Records:
 
     def add(self, slide: SlideWork, patches: np.ndarray, probabilities: np.ndarray, failures: list) -> None:
         """`patches` int32 (n,), `probabilities` float32 (n, classes), `failures` [[patch, reason], ...]; all were leased."""
+        if slide.cancelled:
+            slide.drop(len(patches) + len(failures))
+            return
         slide.record(len(patches) + len(failures))
         record = Record(
             self._next,
@@ -56,6 +59,11 @@ class Records:
         for start in range(0, len(patches), FAILURES_PER_RECORD):
             part = patches[start : start + FAILURES_PER_RECORD]
             self.add(slide, part[:0], nothing, [[int(patch), reason] for patch in part])
+
+    def forget(self, slide: SlideWork) -> None:
+        """The slide is cancelled: whether its records come to disk is nobody's concern."""
+        for number in [number for number, record in self._unacknowledged.items() if record.slide == slide.number]:
+            del self._unacknowledged[number]
 
     def resend(self, slide: SlideWork) -> None:
         """The aggregator is a new one that has just opened the slide's journal."""

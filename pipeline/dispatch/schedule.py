@@ -76,6 +76,16 @@ class Schedule:
         turns = self._turns[slide.urgent]
         if slide in turns:
             turns.remove(slide)
+        seats = self._seats[slide.urgent]
+        for reader in [reader for reader, seat in seats.items() if seat.slide is slide]:
+            del seats[reader]
+
+    def move(self, slide: SlideWork, urgent: bool) -> None:
+        """The slide is of another class from now on: the next patch that is drawn of it is of that class."""
+        self.remove(slide)
+        slide.urgent = urgent
+        if slide.has_pending:
+            self.add(slide)
 
     def leave(self, reader: str) -> None:
         """A reader is gone."""

@@ -30,6 +30,7 @@ class SlideState(Enum):
     BEGINNING = "beginning"  # its journal is being started
     READING = "reading"  # planned; patches are read, inferred, journalled
     WRITING = "writing"  # every patch is settled; results are being written
+    CANCELLED = "cancelled"  # nothing more is done for it; what is in flight is awaited, and dropped
     DONE = "done"
 
 
@@ -44,6 +45,7 @@ class SlideWork:
     urgent: bool = False
     retry: bool = False
     problem: str = ""
+    unwanted: bool = False  # cancelled too late: its results are being written
     source: str = ""  # who decodes it, as the reader found that opened it
     place: str = ""  # of the copy that is read instead, if there is one
     state: SlideState = SlideState.ASKING
@@ -141,7 +143,23 @@ class SlideWork:
     def give_back(self, patches: np.ndarray) -> None:
         """Leased patches that came to nothing are pending again, first in line."""
         self.in_flight -= len(patches)
-        self._returned.appendleft(patches)
+        if not self.cancelled:
+            self._returned.appendleft(patches)
+
+    def cancel(self) -> None:
+        """Nothing is pending any more, and no record is awaited."""
+        self.state = SlideState.CANCELLED
+        self._stretches.clear()
+        self._returned.clear()
+        self.recorded = 0
+
+    @property
+    def cancelled(self) -> bool:
+        return self.state is SlideState.CANCELLED
+
+    def drop(self, count: int) -> None:
+        """`count` leased patches of a cancelled slide came back: nobody wants to know what became of them."""
+        self.in_flight -= count
 
     def record(self, count: int) -> None:
         """`count` leased patches have an outcome that is on its way to the journal."""

@@ -1,8 +1,8 @@
 """Slots: the places in shared memory where batches of patches lie, and the states that they go through.
 
     FREE ──fill lease──▶ FILLING ──filled──▶ READY ──run lease──▶ RUNNING ──consumed or inferred──▶ FREE
-                            │                   ▲                     │
-                            └─ reader died ─▶ FREE                    └─ worker was killed from outside ─▶ READY
+                            │                 │ ▲                     │
+                            └─ reader died ─▶ FREE ◀─ cancelled       └─ worker was killed from outside ─▶ READY
 
 One lease at a time touches a slot, so no two processes ever share one. Only the batcher changes states, here, in plain
 code without sockets, clock or shared memory.
@@ -113,11 +113,29 @@ class SlotPool:
         self._floor.charge(batch.urgent, batch.count)
         return batch
 
-    def again(self, slot: int) -> None:
+    def again(self, slot: int, batch: Batch) -> None:
         """RUNNING → READY, first in its queue: the worker died, but not of this batch. Its pixels are as they were."""
         self._move(slot, RUNNING, READY)
-        batch = self.batches[slot]
-        self._ready[batch.urgent].appendleft(slot)  # type: ignore[union-attr]
+        self.batches[slot] = batch
+        self._ready[batch.urgent].appendleft(slot)
+
+    def refile(self, slot: int, batch: Batch | None) -> None:
+        """A batch that is READY is of another class now, last in that one's queue; or None: its slot is FREE."""
+        old = self.batches[slot]
+        if self.states[slot] != READY or old is None:
+            raise SlotError(f"slot {slot} is {self.states[slot]}, not {READY}")
+        if batch is None or batch.urgent != old.urgent:
+            self._ready[old.urgent].remove(slot)
+            if batch is not None:
+                self._ready[batch.urgent].append(slot)
+        self.batches[slot] = batch
+        if batch is None:
+            self.states[slot] = FREE
+            self._free.append(slot)
+
+    @property
+    def ready_slots(self) -> list[int]:
+        return [*self._ready[True], *self._ready[False]]
 
     def release(self, slot: int) -> None:
         """FILLING or RUNNING → FREE."""

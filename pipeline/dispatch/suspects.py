@@ -11,7 +11,7 @@ patch costs about 3 + log2(n) deaths, and no innocent patch is lost.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pipeline.dispatch.slots import Batch, Segment
 
@@ -52,6 +52,13 @@ class Suspects:
     def put_back(self, batch: Batch) -> None:
         """The trial did not take place."""
         self._queue[batch.urgent].appendleft(batch)
+
+    def sift(self, current: Callable[[Batch], Batch | None]) -> None:
+        """Slides were amended: `current(batch)` is what each batch is now, perhaps of another class; None: nothing."""
+        batches = [now for now in map(current, list(self)) if now is not None]
+        for urgent, queue in self._queue.items():
+            queue.clear()
+            queue.extend(batch for batch in batches if batch.urgent == urgent)
 
     def next(self, urgent: bool) -> Batch:
         """The next batch of this class to be tried; IndexError where none is waiting."""

@@ -83,6 +83,7 @@ GOLDEN = [
     (wire.Condemn("reader-0", 2, "hangs"), 64, "93a87265616465722d3002a568616e6773"),
     (wire.SlideDone(1, "complete", "", 4, 3, 1), 65, "9601a8636f6d706c657465a0040301"),
     (wire.Report({"slots": {"free": 2}}), 66, "9181a5736c6f747381a46672656502"),
+    (wire.Amend(1, True, False), 67, "9301c3c2"),
 ]
 MESSAGES = [message for message, _, _ in GOLDEN]
 

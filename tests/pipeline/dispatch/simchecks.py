@@ -38,6 +38,8 @@ def check_grant(world: World, child: Process | None, lease: Any) -> None:
         for other in world.children.values():
             if other.alive and any(slot_of(held) == lease.slot for held in other.valid_leases()):
                 raise AssertionError(f"slot {lease.slot} is given away while {other.name} has a lease on it")
+    about = {segment[0] for segment in lease.segments} if isinstance(lease, Fill) else {getattr(lease, "slide", 0)}
+    assert not about & world.cancelled, "a cancelled slide is gone on with"
     if child is not None:
         assert (child.name, child.generation) not in world.condemned, f"{child.name} is condemned and gets work"
         outstanding = [held for held in child.valid_leases() if held.lease >> BOOT_SHIFT == world.boot]
@@ -46,13 +48,39 @@ def check_grant(world: World, child: Process | None, lease: Any) -> None:
         check_priority(world, lease)
 
 
+def check_gone(world: World, number: int) -> None:
+    """A slide is said to be cancelled: from now on, nobody is at it."""
+    assert world.by_number[number].cancelled or number in world.wishes and world.wishes[number].cancel
+    mind = world.dispatcher
+    assert number not in mind._board.slides and world.awaited - world.greeted <= {
+        (name, generation) for name, generation in world.awaited if not _alive(world, name, generation)
+    }
+    for child in world.children.values():
+        for lease in child.valid_leases() if child.alive else []:
+            if isinstance(lease, Fill):
+                assert number not in [segment[0] for segment in lease.segments], f"{child.name} still reads it"
+            elif isinstance(lease, Run):
+                rows = world.memory[lease.slot][: lease.count]
+                assert number not in [row[0] for row in rows if row is not None], f"{child.name} still infers it"
+            else:
+                assert getattr(lease, "slide", None) != number or child.kind == "aggregator", f"{child.name} is at it"
+
+
+def _alive(world: World, name: str, generation: int) -> bool:
+    child = world.children.get(name)
+    return child is not None and child.alive and child.generation == generation
+
+
 def check_priority(world: World, lease: Fill) -> None:
     """Routine rows are read beside urgent ones only as far as the floor goes."""
     slides = world.dispatcher._board.slides
-    urgent = world.by_number[lease.segments[0][0]].urgent
+    classes = {slides[segment[0]].urgent for segment in lease.segments}
+    assert not any(slides[segment[0]].cancelled for segment in lease.segments), "a cancelled slide is read"
+    urgent = True in classes
     rows = sum(len(packed) // 8 for _, _, _, packed, _ in lease.segments)
     assert 0 < rows <= world.scenario.batch
-    assert all(world.by_number[segment[0]].urgent == urgent for segment in lease.segments)
+    # Slides of a suspect batch may have been amended since their rows were put together.
+    assert len(classes) == 1 or lease.max_delay_ms == float("inf"), "a batch is of one class"
     if urgent:
         world.rows[True] += rows
     elif any(s.urgent and s.has_pending for s in slides.values()):
@@ -94,6 +122,8 @@ def audit(world: World) -> None:
     for slide in mind._board.slides.values():
         if slide.state is SlideState.READING:
             audit_slide(world, slide, flying.pop(slide.number, []), recorded.pop(slide.number, []))
+        elif slide.cancelled:
+            assert slide.in_flight == len(flying.pop(slide.number, [])) and not slide.has_pending and not slide.recorded
     assert not flying and not recorded, "patches of a slide that is not being read"
     if mind._awaited == {}:
         audit_idleness(world)
@@ -149,6 +179,7 @@ def check_end(world: World) -> None:
     world.settle()
     audit(world)
     mind = world.dispatcher
+    assert not any(done.state == "cancelled" and not world.by_number[n].cancelled for n, done in world.done.items())
     assert mind._feed.idle and not mind._board.slides and not len(mind._records) and not len(mind._feed.suspects)
     assert not any(worker.leases for worker in mind._board.leases.workers.values())
     assert sorted(mind._intake._free_overviews) == list(range(world.scenario.overview_slots))
@@ -160,9 +191,9 @@ def check_deaths(world: World) -> None:
     """Poison kills a bounded number of workers; a batcher that dies takes what was learnt with it."""
     bisecting = 3 + (world.scenario.batch - 1).bit_length()
     killers = sum(
-        fate.startswith(("kills", "hangs")) for slide in world.scenario.slides for fate in slide.fates.values()
+        fate.startswith(("kills", "hangs")) for slide in world.by_number.values() for fate in slide.fates.values()
     )
-    killers_as_a_whole = sum(slide.kind.startswith(("kills", "hangs")) for slide in world.scenario.slides)
+    killers_as_a_whole = sum(slide.kind.startswith(("kills", "hangs")) for slide in world.by_number.values())
     bound = (killers * bisecting + killers_as_a_whole * 3) * world.boot + world.unlucky
     assert world.poisoned <= bound, f"{world.poisoned} deaths by poison, {bound} should have been enough"
 

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.dispatch.board import DispatchSettings
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.wire import (
+    Amend,
+    Ask,
     Beat,
+    Begin,
     Condemn,
     Dead,
     Drain,
@@ -26,6 +29,7 @@ from pipeline.wire import (
     Mask,
     Message,
     Open,
+    Record,
     Run,
     SlideDone,
     Submit,
@@ -33,8 +37,8 @@ from pipeline.wire import (
     decode,
     encode,
 )
-from tests.pipeline.dispatch.simchecks import audit, check_grant
-from tests.pipeline.dispatch.simworkers import CLASSES, KINDS, Aggregator, Journal, Process, Slide, slot_of
+from tests.pipeline.dispatch.simchecks import audit, check_gone, check_grant
+from tests.pipeline.dispatch.simworkers import AGAIN, CLASSES, KINDS, Aggregator, Journal, Process, Slide, slot_of
 
 PATIENCE = 10.0
 
@@ -96,6 +100,15 @@ class World:
         self.unsubmitted = deque(sorted(scenario.slides, key=lambda slide: slide.due))
         self.under_way: dict[int, Slide] = {}
         self.done: dict[int, SlideDone] = {}
+        self.cancelled: set[int] = set()  # said by a SlideDone
+        self.wishes: dict[int, Amend] = {}  # of slides under way, as a new batcher must be told
+        self.amends = deque(
+            sorted(
+                (slide.due + step, slide.number, urgent, cancel)
+                for slide in scenario.slides
+                for step, urgent, cancel in slide.amends
+            )
+        )
         self.draining = False
         self.condemned: set[tuple[str, int]] = set()
         self.greeted: set[tuple[str, int]] = set()  # said Hello to this batcher
@@ -131,7 +144,9 @@ class World:
         )
         self.dispatcher = Dispatcher(settings, self.boot)
         self.to_supervisor.clear()
+        self.to_batcher.clear()  # a new line: nothing that was meant for the dead one arrives
         self.condemned.clear()
+        self.cancelled -= set(self.under_way)  # the word of it was lost, and the new one has yet to hear that it is
         self.greeted, self.told, self.ghosts, self.rows = set(), False, [], {True: 0, False: 0}
         self.awaited = {(c.name, c.generation) for c in self.children.values()}
         self.to_batcher.append(Living("run", [[*worker] for worker in sorted(self.awaited)]))
@@ -140,6 +155,8 @@ class World:
                 del self.under_way[slide.number]  # found on disk
             else:
                 self.to_batcher.append(self._submit(slide))
+                if slide.number in self.wishes:
+                    self.to_batcher.append(self.wishes[slide.number])
         if self.draining:
             self.to_batcher.append(Drain())
 
@@ -160,6 +177,8 @@ class World:
             duties.append(lambda: self._start(*self.rng.choice(wanted)))
         if self.unsubmitted and (self.quiet or self.unsubmitted[0].due <= self.steps) and not self.draining:
             duties.append(self._submit_next)
+        if self.amends and (self.quiet or self.amends[0][0] <= self.steps):
+            duties.append(self._amend)
         if self.dispatcher is None:
             duties.append(self._start_batcher)
         if duties:
@@ -174,6 +193,14 @@ class World:
         self.under_way[slide.number] = slide
         self.to_batcher.append(self._submit(slide))
 
+    def _amend(self) -> None:
+        """Word of a slide that is not known to the batcher, or no longer, goes nowhere."""
+        _, number, urgent, cancel = self.amends.popleft()
+        if number in self.under_way:
+            cancel = cancel or (number in self.wishes and self.wishes[number].cancel)
+            self.wishes[number] = Amend(number, urgent, cancel)
+            self.to_batcher.append(self.wishes[number])
+
     def _start(self, kind: str, name: str) -> None:
         self.to_start.remove((kind, name))
         self.generations[name] = self.generations.get(name, 0) + 1
@@ -187,12 +214,20 @@ class World:
     def _hear(self) -> None:
         match self.to_supervisor.popleft():
             case SlideDone() as done:
-                if self.under_way.pop(done.slide, None):
+                if slide := self.under_way.pop(done.slide, None):
                     self.done[done.slide] = done
+                    if done.state == "cancelled":
+                        self._resubmit(slide)
             case Condemn() as condemned:
                 child = self.children.get(condemned.name)
                 if child is not None and child.alive and child.generation == condemned.generation:
                     self.die(child, child.cause or condemned.reason, True)
+
+    def _resubmit(self, slide: Slide) -> None:
+        """The same slide again, under a number of its own."""
+        anew = replace(slide, number=slide.number + AGAIN, amends=[], due=self.steps + 20)
+        self.by_number[anew.number] = anew
+        self.unsubmitted.append(anew)
 
     # ------------------------------------------------------------ mishaps
 
@@ -260,6 +295,9 @@ class World:
                 message = decode(encode(message))
             if name == "supervisor":
                 self.to_supervisor.append(message)
+                if isinstance(message, SlideDone) and message.state == "cancelled":
+                    check_gone(self, message.slide)
+                    self.cancelled.add(message.slide)
                 if isinstance(message, Condemn):
                     self.condemned.add((message.name, message.generation))
                 continue
@@ -267,6 +305,8 @@ class World:
             here = child is not None and child.alive and child.generation == generation
             if isinstance(message, (Open, Fill, Mask, Run, Write)):
                 check_grant(self, child if here else None, message)
+            elif isinstance(message, (Ask, Begin, Record)):
+                assert message.slide not in self.cancelled, "a cancelled slide is not let go of"
             if here:
                 child.inbox.append(message)
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 CLASSES = 2
 STEP = 4  # level-0 pixels from one patch to the next; all patches of a simulated slide lie in one line
 PENDING, INFERRED, FAILED = 0, 1, 2
+AGAIN = 100  # added to the number of a slide that is submitted anew after it was cancelled
 NAN = "the model's output is not a number"
 
 
@@ -58,6 +59,11 @@ class Slide:
     kind: str = "sound"  # problem, unreadable, kills_open, hangs_open, refuses_mask, kills_mask, lost
     fates: dict[int, str] = field(default_factory=dict)
     due: int = 0  # the step at which it is submitted
+    amends: list[tuple[int, bool, bool]] = field(default_factory=list)  # steps after that: (step, urgent, cancel)
+
+    @property
+    def cancelled(self) -> bool:
+        return any(cancel for _, _, cancel in self.amends)
 
     @property
     def geometry(self) -> Geometry:
@@ -93,7 +99,7 @@ class Journal:
 
 def probability(slide: int, patch: int) -> list[float]:
     """What the model says of a patch."""
-    value = ((slide * 7919 + patch * 104729) % 997) / 997
+    value = ((slide % AGAIN * 7919 + patch * 104729) % 997) / 997
     return [value, 1.0 - value]
 
 
@@ -422,6 +428,7 @@ class Aggregator(Process):
 
 class Writer(Process):
     def serve(self, lease: Write) -> None:
+        assert lease.slide not in self.world.cancelled, "results of a cancelled slide are written"
         if lease.problem:
             self.world.results[lease.id] = ("failed", lease.problem, None)
             self.send(Written(lease.lease, "failed", lease.problem, 0, 0, 0))

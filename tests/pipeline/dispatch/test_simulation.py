@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.pipeline.dispatch.simchecks import audit, check_drained, check_end
 from tests.pipeline.dispatch.simulator import Scenario, World
-from tests.pipeline.dispatch.simworkers import CLASSES, FAILED, Journal, Slide
+from tests.pipeline.dispatch.simworkers import AGAIN, CLASSES, FAILED, Journal, Slide
 
 FATES = [
     "bad_tile",
@@ -35,7 +35,10 @@ def slides(draw, number: int, poisonous: bool) -> Slide:
     kind = draw(st.sampled_from(["sound"] * 7 + BROKEN))
     urgent = draw(st.sampled_from([False, False, True]))
     due = draw(st.sampled_from([0, 0, 60, 200]))
-    return Slide(number, f"slide-{number}", patches, urgent, kind, {p: f for p, f in fates.items() if p < patches}, due)
+    steps = st.tuples(st.sampled_from([0, 10, 60, 150, 300]), st.booleans(), st.sampled_from([False, False, True]))
+    amends = draw(st.lists(steps, max_size=3)) if draw(st.booleans()) else []
+    fates = {p: f for p, f in fates.items() if p < patches}
+    return Slide(number, f"slide-{number}", patches, urgent, kind, fates, due, amends)
 
 
 @st.composite
@@ -82,7 +85,8 @@ def live_through(scenario: Scenario, seed: int) -> None:
     if first.unsubmitted or first.under_way:
         first.power_cut()
         last = World(replace(scenario, end_at=None), seed + 1, disk)
-        last.unsubmitted = deque(slide for slide in last.unsubmitted if slide.number not in first.done)
+        over = {number % AGAIN for number, done in first.done.items() if done.state != "cancelled"}
+        last.unsubmitted = deque(slide for slide in last.unsubmitted if slide.number not in over)
         last.results.update(first.results)
         last.run()
     check_end(last)

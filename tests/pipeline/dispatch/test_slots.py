@@ -59,7 +59,7 @@ def test_transitions_beside_the_picture_are_errors() -> None:
         slots.run(0)
     slot = slots.fill(made)
     with pytest.raises(SlotError):
-        slots.again(slot)
+        slots.again(slot, made)
     slots.ready(slot, made)
     with pytest.raises(SlotError):
         slots.release(slot)
@@ -109,7 +109,7 @@ def test_a_batch_that_comes_back_is_first_again() -> None:
     slots = pool(3)
     first, second = make_ready(slots), make_ready(slots)
     slots.run(first)
-    slots.again(first)
+    slots.again(first, slots.batches[first])
     assert slots.next_ready() == first
     slots.run(first)
     assert slots.next_ready() == second
