@@ -41,7 +41,7 @@ async function ask(path, options = {}, quiet = false) {
   }
   if (answer.ok) return answer;
   const error = await refused(answer);
-  if (answer.status === 401 && !quiet) onSignedOut();
+  if (error.code === "signed_out" && !quiet) onSignedOut();
   throw error;
 }
 
@@ -73,7 +73,7 @@ export const heat = async (key, from) => (await ask(`${slide(key)}/heat${query({
 export const tileAddress = (key, level, column, row, icc) => `${slide(key)}/tile/${level}/${column}_${row}.jpg?icc=${icc ? 1 : 0}`;
 export const pictureAddress = (key, [x, y, w, h], px) =>
   `${slide(key)}/region.jpg${query({ x: Math.round(x), y: Math.round(y), w: Math.round(w), h: Math.round(h), px })}`;
-export const exportAddress = (key, format) => `${slide(key)}/export/${format}`;
+export const exportAddress = (key, format, lang) => `${slide(key)}/export/${format}${query({ lang })}`;
 export const eventsAddress = (key) => `/api/events${query({ slide: key })}`;
 
 /** A file of the server's, with the name that the server gives it. */

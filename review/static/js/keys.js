@@ -43,12 +43,14 @@ export function startKeys() {
 const shown = (key) => t(`key.${key}`, {}, key);
 
 export function showKeys() {
-  const rows = [...table, { keys: ["?"], text: "keys.help" }].map(({ keys, text, values }) =>
+  const lines = new Map();
+  for (const { keys, text } of [...table, { keys: ["?"], text: "keys.help" }]) lines.set(text, [...(lines.get(text) ?? []), ...keys]);
+  const rows = [...lines].map(([text, keys]) =>
     element(
       "tr",
       {},
       element("th", { scope: "row" }, keys.map((key) => element("kbd", {}, shown(key)))),
-      element("td", {}, t(text, values)),
+      element("td", {}, t(text)),
     ),
   );
   const on = element("input", { type: "checkbox", checked: keysAreOn() });

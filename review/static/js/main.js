@@ -62,6 +62,7 @@ async function begin() {
   });
   await session.start();
   addEventListener("hashchange", () => show());
+  addEventListener("slidestream-reload", () => show({ again: true }));
   // A closed tab is gone from "also open by" at once, not when the connection times out.
   addEventListener("pagehide", () => live.disconnect());
   addEventListener("pageshow", (event) => event.persisted && show({ again: true }));

@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { dialog, element, field, replace } from "./dom.js";
 import { fullTime, number, reviewText, time, verdictText } from "./format.js";
-import { t } from "./i18n.js";
+import { currentLanguage, t } from "./i18n.js";
 import { explain, noticeError } from "./notices.js";
 import { tally } from "./regionlist.js";
 import * as session from "./session.js";
@@ -158,7 +158,7 @@ export class SignOff {
   /** Fetched first: a refusal is a line of text here, not a page of its own. */
   async save(format) {
     try {
-      const { blob, name } = await api.download(api.exportAddress(this.slide.key, format), `${this.slide.id.replaceAll("/", "_")}.${format}`);
+      const { blob, name } = await api.download(api.exportAddress(this.slide.key, format, currentLanguage()), `${this.slide.id.replaceAll("/", "_")}.${format}`);
       const address = URL.createObjectURL(blob);
       const link = element("a", { href: address, download: name });
       document.body.append(link);

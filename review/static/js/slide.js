@@ -1,0 +1,363 @@
+// The page of one slide: viewer, heatmap, regions and sign-off, put together and kept up to date.
+
+import * as api from "./api.js";
+import { debounce, element } from "./dom.js";
+import { Drawing } from "./drawing.js";
+import { number } from "./format.js";
+import { HeatData } from "./heatdata.js";
+import { Heatmap } from "./heatmap.js";
+import { HeatPanel, habits } from "./heatpanel.js";
+import { t } from "./i18n.js";
+import { useKeys } from "./keys.js";
+import { listen } from "./live.js";
+import { explain, notice, noticeError } from "./notices.js";
+import { Outlines } from "./outlines.js";
+import { Readout } from "./readout.js";
+import { Regions } from "./regions.js";
+import { Review } from "./review.js";
+import { ScaleBar } from "./scalebar.js";
+import * as session from "./session.js";
+import { SignOff } from "./signoff.js";
+import { slideKeys } from "./slidekeys.js";
+import { SlideInfo } from "./slideinfo.js";
+import { Toolbar } from "./toolbar.js";
+import { Viewer } from "./viewer.js";
+import { fromValues, toValues } from "./viewlink.js";
+
+const MOST_POINTS = 1500;
+
+class SlidePage {
+  constructor(key, values) {
+    this.name = "slide";
+    this.slide = key;
+    this.values = values;
+    this.left = false;
+    this.frameAsked = 0;
+    this.stops = [];
+  }
+
+  async enter(root) {
+    const detail = await api.slideDetail(this.slide);
+    if (this.left) return;
+    this.detail = detail;
+    document.title = `${detail.id} – slidestream`;
+    this.review = new Review(detail.key, detail.review.findings ? detail.review : await api.review(detail.key));
+    this.info = new SlideInfo(detail);
+    this.data = new HeatData(detail.grid ?? { columns: 1, rows: 1, origin_x: 0, origin_y: 0, step_x: 1, step_y: 1, patch_width: 1, patch_height: 1 }, detail.classes ?? []);
+    if (!detail.width || !detail.levels?.length) return this.enterWithoutPicture(root);
+    this.link = fromValues(this.values, this.data.classes);
+    this.settings = this.reviewSettings();
+    const heat = { ...habits(), shown: true, class: Math.max(0, this.data.classes.indexOf(this.settings.class)), threshold: this.settings.threshold, ...this.link.heat };
+    this.build(root, heat);
+    if (this.review.document.state !== "signed" && session.mayAct() && !["waiting", "running"].includes(detail.state)) this.review.act("open");
+    this.stops.push(listen((event) => this.hear(event)));
+    await Promise.all([this.opened(), this.loadHeat(), this.loadRegions()]);
+  }
+
+  /** A slide that could not be opened has no picture: what is known of it is said, and it can be signed as such. */
+  enterWithoutPicture(root) {
+    this.regions = { items: [] };
+    const signoff = new SignOff(this.detail, this.review, this.regions, this.data);
+    useKeys([
+      { keys: ["s"], text: "keys.sign", run: () => signoff.askSign() },
+      { keys: ["Escape"], text: "keys.worklist", run: () => this.back() },
+    ]);
+    root.append(element("div", { class: "no-slide" }, this.info.element, element("p", { class: "verdict" }, t("slide.no_picture")), signoff.element));
+    this.stops.push(listen((event) => this.hear(event)));
+  }
+
+  reviewSettings() {
+    const { document: doc } = this.review;
+    const name = doc.class ?? this.detail.heatmap_class ?? this.data.classes.at(-1);
+    return { class: name, threshold: doc.threshold ?? 0.5, min_um2: doc.min_um2 ?? 0 };
+  }
+
+  build(root, heat) {
+    const place = element("div", { class: "slide-place" });
+    this.viewer = new Viewer(place, this.detail);
+    this.heatmap = new Heatmap(this.data);
+    this.heatmap.set(heat);
+    this.outlines = new Outlines();
+    this.viewer.osd.canvas.append(this.heatmap.canvas, this.outlines.canvas);
+    this.readout = new Readout(this.detail, this.data);
+    this.scaleBar = new ScaleBar();
+    this.drawing = new Drawing(this.viewer, place, { onChange: (points) => this.drawn(points), onDone: (points) => this.drew(points) });
+    this.toolbar = new Toolbar(this.viewer, { mayDraw: session.mayAct(), draw: () => this.toggleDrawing(), full: () => this.fullScreen() });
+    this.hint = element("div", { class: "hint", role: "status" });
+    this.panel = new HeatPanel(this.data, this.heatmap.settings, { onChange: (settings) => this.heatChanged(settings), onApply: () => this.applySettings() });
+    this.regions = new Regions(this.detail, this.review, {
+      may: () => session.mayAct() && !this.review.signed,
+      onChoose: (item, look) => look && this.viewer.showBox(item.bbox),
+      onItems: (items, current) => this.showItems(items, current),
+    });
+    this.regions.settings = this.settings;
+    this.signoff = new SignOff(this.detail, this.review, this.regions, this.data);
+    this.review.onChange(() => this.reviewChanged());
+    this.stage = element("div", { class: "stage" }, this.toolbar.element, place, this.hint, this.scaleBar.element, this.readout.element);
+    root.append(element("div", { class: "slide-page" }, this.stage, element("aside", { class: "side", "aria-label": t("slide.side") }, this.info.element, this.panel.element, this.regions.panel, this.signoff.element), this.regions.strip));
+    this.viewer.onView(() => this.redraw(), () => this.remember());
+    place.addEventListener("pointermove", (event) => this.point(event));
+    place.addEventListener("pointerleave", () => this.readout.clear());
+    this.rememberSoon = debounce(200, () => this.remember());
+    useKeys(slideKeys(this));
+    this.offer();
+  }
+
+  async opened() {
+    try {
+      await this.viewer.ready;
+    } catch (error) {
+      noticeError(error);
+      return;
+    }
+    if (this.link.view) this.viewer.show(this.link.view, true);
+    this.redraw();
+  }
+
+  /** Draws all that lies over the slide, once for the next picture of the screen. */
+  redraw() {
+    if (this.frameAsked || this.left) return;
+    this.frameAsked = requestAnimationFrame(() => {
+      this.frameAsked = 0;
+      this.draw();
+    });
+  }
+
+  draw() {
+    if (this.left || !this.viewer.osd.isOpen()) return;
+    const matrix = this.viewer.matrix();
+    const { width, height } = this.viewer.size;
+    this.heatmap.draw(matrix, width, height);
+    this.outlines.draw(matrix, width, height);
+    this.scaleBar.update(this.detail.mpp, Math.hypot(matrix[0], matrix[1]), this.viewer.magnification());
+    this.toolbar.update();
+  }
+
+  point(event) {
+    const box = event.currentTarget.getBoundingClientRect();
+    const place = [event.clientX - box.left, event.clientY - box.top];
+    if (this.viewer.osd.isOpen()) this.readout.at(...this.viewer.imagePoint(...place));
+  }
+
+  pan(right, down) {
+    this.viewer.panBy(right, down);
+    const { x, y } = this.viewer.view();
+    this.readout.at(x, y);
+  }
+
+  heatChanged(settings) {
+    this.heatmap.set(settings);
+    this.redraw();
+    this.offer();
+    this.rememberSoon();
+  }
+
+  setHeat(values) {
+    this.panel.set({ ...this.panel.settings, ...values });
+  }
+
+  /** Regions stay as they were found until the person asks: rows that jump at every touch of a slider help nobody. */
+  offer() {
+    const { settings } = this.panel;
+    const name = this.data.classes[settings.class];
+    const differs = name !== undefined && (name !== this.settings.class || Math.abs(settings.threshold - this.settings.threshold) > 0.001);
+    this.panel.offer(differs && !this.review.signed, t("heat.apply", { class: name, threshold: number(settings.threshold, 2) }));
+  }
+
+  async applySettings() {
+    const { settings } = this.panel;
+    const wanted = { class: this.data.classes[settings.class], threshold: settings.threshold, min_um2: this.settings.min_um2 };
+    if (session.mayAct()) await this.review.act("settings", wanted);
+    else this.takeSettings(wanted);
+  }
+
+  takeSettings(settings) {
+    this.settings = settings;
+    this.regions.settings = settings;
+    this.offer();
+    this.loadRegions();
+  }
+
+  reviewChanged() {
+    const now = this.reviewSettings();
+    if (["class", "threshold", "min_um2"].some((name) => now[name] !== this.settings[name])) this.takeSettings(now);
+    this.offer();
+  }
+
+  async loadRegions() {
+    if (!this.data.classes.length) return;
+    try {
+      const { regions } = await api.regions(this.detail.key, this.settings);
+      if (this.left) return;
+      this.regions.setFound(regions);
+      if (this.link.region && this.regions.items.some(({ id }) => id === this.link.region)) {
+        this.regions.choose(this.link.region, { look: !this.link.view });
+        this.link.region = null;
+      }
+    } catch (error) {
+      if (!this.left) noticeError(error);
+    }
+  }
+
+  showItems(items, current) {
+    this.outlines.items = items;
+    this.outlines.current = current;
+    this.redraw();
+    this.rememberSoon?.();
+  }
+
+  /** One request at a time; what came meanwhile is asked for once after it. */
+  async loadHeat() {
+    if (!this.data.classes.length) return;
+    if (this.loading) {
+      this.again = true;
+      return;
+    }
+    this.loading = true;
+    try {
+      do {
+        this.again = false;
+        const changed = this.data.apply(await api.heat(this.detail.key, this.data.next));
+        if (this.left) return;
+        if (changed) this.dataChanged();
+      } while (this.again);
+    } catch (error) {
+      if (!this.left) noticeError(error);
+    } finally {
+      this.loading = false;
+    }
+  }
+
+  dataChanged() {
+    this.heatmap.changed();
+    this.panel.showCounts();
+    this.readout.refresh();
+    this.redraw();
+  }
+
+  hear(event) {
+    if (event.type === "connection") {
+      this.stage?.classList.toggle("offline", !event.connected);
+      return;
+    }
+    if (event.type === "caught-up") {
+      this.growSoon();
+      this.review.refresh().catch(() => {});
+      return;
+    }
+    if (event.key !== this.slide) return;
+    if (event.type === "slide" || event.type === "worklist") this.growSoon(event);
+    else if (event.type === "presence") this.info.present((event.users ?? []).filter((name) => name !== session.user().user));
+    else if (event.type === "review" && event.revision !== this.review.document.revision) this.review.refresh().catch(noticeError);
+  }
+
+  growSoon() {
+    if (this.growing) return;
+    this.growing = setTimeout(async () => {
+      this.growing = 0;
+      await this.grow();
+    }, 400);
+  }
+
+  async grow() {
+    if (this.left) return;
+    try {
+      const before = this.detail;
+      const now = await api.slideDetail(this.slide);
+      if (this.left) return;
+      // A slide that is only now opened gets its picture; one that was done again begins anew.
+      if (!before.width !== !now.width || JSON.stringify(before.grid) !== JSON.stringify(now.grid)) {
+        dispatchEvent(new CustomEvent("slidestream-reload"));
+        return;
+      }
+      Object.assign(this.detail, now);
+      this.info.show(this.detail);
+      this.signoff?.show();
+      if (!this.viewer) return;
+      await this.loadHeat();
+      const live = now.state === "running";
+      if (before.state !== now.state || live) this.regionsSoon(live ? 3000 : 0);
+    } catch (error) {
+      if (!this.left) console.warn(explain(error));
+    }
+  }
+
+  regionsSoon(milliseconds) {
+    if (this.regionTimer) return;
+    this.regionTimer = setTimeout(() => {
+      this.regionTimer = 0;
+      if (!this.left) this.loadRegions();
+    }, milliseconds);
+  }
+
+  toggleDrawing() {
+    if (this.drawing.active) this.drawing.finish();
+    else if (session.mayAct() && !this.review.signed) {
+      this.drawing.begin();
+      this.toolbar.drawing(true);
+      this.hint.textContent = t("draw.hint");
+      this.stage.classList.add("drawing");
+    }
+  }
+
+  drawn(points) {
+    this.outlines.drawn = points;
+    this.redraw();
+  }
+
+  async drew(points) {
+    this.toolbar.drawing(false);
+    this.hint.textContent = "";
+    this.stage.classList.remove("drawing");
+    if (!points) return;
+    const { width, height } = this.detail;
+    const every = Math.ceil(points.length / MOST_POINTS);
+    const outline = points.filter((_, i) => i % every === 0).map(([x, y]) => [Math.min(width, Math.max(0, x)), Math.min(height, Math.max(0, y))]);
+    const before = new Set(this.review.document.findings.map(({ id }) => id));
+    if (!(await this.review.act("draw", { outline, comment: "" }))) return;
+    const made = this.review.document.findings.find(({ id }) => !before.has(id));
+    if (made) this.regions.choose(made.id, { look: false });
+    notice(t("draw.done"));
+  }
+
+  fullScreen() {
+    if (document.fullscreenElement) document.exitFullscreen();
+    else this.stage.requestFullscreen().catch(noticeError);
+  }
+
+  back() {
+    if (this.drawing?.active) this.drawing.cancel();
+    else location.hash = "#/";
+  }
+
+  remember() {
+    if (this.left || !this.viewer?.osd.isOpen()) return;
+    const values = toValues(this.viewer.view(), this.heatmap.settings, this.data.classes, this.regions.current);
+    history.replaceState(null, "", `#/slide/${this.slide}?${values}`);
+  }
+
+  /** Another address of the same slide: go there without loading it again. */
+  goTo(values) {
+    if (!this.viewer?.osd.isOpen()) return false;
+    const { view, heat, region } = fromValues(values, this.data.classes);
+    this.setHeat(heat);
+    if (region && this.regions.items.some(({ id }) => id === region)) this.regions.choose(region, { look: !view });
+    if (view) this.viewer.show(view);
+    return true;
+  }
+
+  leave() {
+    this.left = true;
+    for (const stop of this.stops) stop();
+    this.rememberSoon?.cancel();
+    clearTimeout(this.growing);
+    clearTimeout(this.regionTimer);
+    cancelAnimationFrame(this.frameAsked);
+    this.drawing?.cancel();
+    this.viewer?.destroy();
+  }
+}
+
+export function slidePage(key, values) {
+  return new SlidePage(key, values);
+}

@@ -1,0 +1,53 @@
+// What slide this is, in what state, and who else has it open.
+
+import { element, replace } from "./dom.js";
+import { NONE, fullTime, number, stateText } from "./format.js";
+import { t } from "./i18n.js";
+import { share } from "./readout.js";
+
+function named(value) {
+  if (!value) return NONE;
+  if (typeof value === "string") return value;
+  return [value.name ?? value.engine, value.version, value.provider, value.precision, value.sha256?.slice(0, 12)].filter(Boolean).join(" · ") || NONE;
+}
+
+export class SlideInfo {
+  constructor(slide) {
+    this.open = false;
+    this.others = element("p", { class: "others", role: "status" });
+    this.body = element("div", {});
+    this.element = element("section", { class: "panel", "aria-labelledby": "slide-title" }, element("h1", { id: "slide-title" }, slide.id), this.body, this.others);
+    this.show(slide);
+    this.present(slide.others ?? []);
+  }
+
+  show(slide) {
+    const { patches } = slide;
+    const words = [element("strong", { class: `state ${slide.state}` }, stateText(slide.state))];
+    if (slide.state === "running") words.push(` · ${t("worklist.progress", { percent: share(patches) })}`);
+    if (slide.urgency === "stat") words.unshift(element("strong", { class: "stat" }, t("urgency.stat")), " · ");
+    if (patches.failed) words.push(` · ${t("worklist.patches_failed", { n: number(patches.failed), planned: number(patches.planned) })}`);
+    const facts = [
+      ["facts.size", slide.width ? `${number(slide.width)} × ${number(slide.height)} px${slide.mpp ? ` · ${number(slide.mpp, 3)} µm/px` : ""}` : NONE],
+      ["facts.patches", t("facts.patches_of", { inferred: number(patches.inferred), planned: number(patches.planned) })],
+      ["column.tumour_mm2", t("facts.tumour_of", { tumour: number(slide.tumour_mm2, 2), tissue: number(slide.tissue_mm2, 2) })],
+      ["facts.model", named(slide.model)],
+      ["facts.engine", named(slide.engine)],
+      ["facts.tiles", t(`tiles.${slide.tiles}`, {}, slide.tiles ?? NONE)],
+      ["column.arrived", fullTime(slide.arrived)],
+      ["facts.finished", fullTime(slide.finished)],
+    ];
+    const details = element(
+      "details",
+      { open: this.open, ontoggle: (event) => (this.open = event.target.open) },
+      element("summary", {}, t("facts.title")),
+      element("dl", { class: "facts tight" }, facts.map(([name, value]) => element("div", { class: "fact" }, element("dt", {}, t(name)), element("dd", {}, value)))),
+    );
+    replace(this.body, element("p", {}, words), slide.reason ? element("p", { class: "reason" }, slide.reason) : null, details);
+  }
+
+  present(names) {
+    const text = names.length ? t("worklist.others", { names: names.join(", ") }) : "";
+    if (this.others.textContent !== text) this.others.textContent = text;
+  }
+}
