@@ -50,10 +50,7 @@ class Device:
     @property
     def visible(self) -> str:
         """What CUDA_VISIBLE_DEVICES must be for a process to see this GPU alone."""
-        if self.gpu.uuid:
-            return self.gpu.uuid
-        outer = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        return outer.split(",")[self.index] if outer else str(self.index)
+        return visible(self.gpu, self.index)
 
     def to_dict(self) -> dict[str, Any]:
         engine = {"engine": self.plan.name} if not self.others else {"engines": [plan.name for plan in self.plans]}
@@ -76,7 +73,11 @@ class Placement:
 
 
 class Missing(ConfigError):
-    """There is a GPU, but no engine that fits it."""
+    """There is a GPU, but no engine that fits it. `gpu`: the first that lacks one."""
+
+    def __init__(self, text: str, gpu: Gpu) -> None:
+        super().__init__(text)
+        self.gpu = gpu
 
 
 def place(
@@ -85,7 +86,8 @@ def place(
     probe: Callable[[tuple[str, ...]], Probe],
     build: Callable[[Config], None] | None = None,
 ) -> Placement:
-    """GPUs and engines for a run. `build`, where given, makes the engine that is missing.
+    """GPUs and engines for a run. `build`, where given, makes the engine that is missing: for each kind of GPU that lacks one,
+    it gets the configuration with one such GPU as `inference.devices`, named as CUDA_VISIBLE_DEVICES wants it.
 
     Raises ConfigError: no GPU or no engine where one was asked for, naming what to do.
     """
@@ -95,19 +97,34 @@ def place(
     found = probe(("tensorrt", AOTI) if inference.engine == "gpu" else (inference.engine,))
     try:
         gpus = choose_gpus(inference.devices, found)
-        try:
-            return _placed(config, model, found, gpus)
-        except Missing:
-            if inference.missing != "build" or build is None:
-                raise
-        build(config)
-        return _placed(config, model, found, gpus)
+        tried: set[str] = set()
+        while True:
+            try:
+                return _placed(config, model, found, gpus)
+            except Missing as lack:
+                if inference.missing != "build" or build is None or str(lack.gpu) in tried:
+                    raise
+                lacking = lack.gpu
+            tried.add(str(lacking))
+            alone = inference.model_copy(update={"devices": (visible(lacking, found.gpus.index(lacking)),)})
+            build(config.model_copy(update={"inference": alone}))
     except ConfigError as error:
         if inference.fallback != "cpu":
             raise
         on_cpu = inference.model_copy(update={"engine": "onnx", "precision": "auto"})
         notice = f"NO GPU IS USED: {error}. Going on with the CPU (inference.fallback=cpu), many times slower"
         return Placement(config.model_copy(update={"inference": on_cpu}), notices=(notice,))
+
+
+def visible(gpu: Gpu, index: int) -> str:
+    """What CUDA_VISIBLE_DEVICES must be to see this GPU alone; `index`: among those that this process may use.
+
+    A part of a GPU (MIG) has another name there than the one that CUDA tells of it, so it stays what it was called before.
+    """
+    if gpu.uuid and " MIG " not in gpu.name:
+        return gpu.uuid
+    outer = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return outer.split(",")[index].strip() if outer else str(index)
 
 
 def choose_gpus(devices: str | Sequence[int | str], found: Probe) -> list[Gpu]:
@@ -139,6 +156,7 @@ def _placed(config: Config, model: Model, found: Probe, gpus: Sequence[Gpu]) -> 
     cache = EngineCache(Path(inference.engines).expanduser() if inference.engines else None)
     entries = [entry for entry in cache.entries() if entry.identity is None or entry.identity.model == model.sha256]
     reasons: list[str] = []
+    lacking: list[Gpu] = []
     able: list[dict[Gpu, Entry]] = []
     # One precision for the whole run: a probability must not depend on which GPU the patch met.
     for precision in precisions(inference.precision, entries):
@@ -154,6 +172,7 @@ def _placed(config: Config, model: Model, found: Probe, gpus: Sequence[Gpu]) -> 
             entry, why = choose_engine(tried, gpu, found, wish)
             if entry is None:
                 reasons += [f"for {gpu}: {reason}" for reason in why]
+                lacking.append(gpu)
                 break
             chosen[gpu] = entry
         else:
@@ -164,7 +183,9 @@ def _placed(config: Config, model: Model, found: Probe, gpus: Sequence[Gpu]) -> 
     unloadable = [] if reasons or found.flavours else list(found.reasons.values())
     told = "; ".join(dict.fromkeys(reasons or unloadable)) or "none has been built"
     raise Missing(
-        f"{cache.folder}: no engine of {model.name} can be used: {told}; build one: {build_command(config, model)}"
+        f"{cache.folder}: no engine of {model.name} can be used: {told}; build one: {build_command(config, model)}",
+        # In the precision that comes furthest, where there are several.
+        max(lacking, key=gpus.index),
     )
 
 
@@ -290,14 +311,18 @@ def cpu_list(text: str) -> set[int]:
 
 
 def build_engine(config: Config, model: Model, slides: Sequence[Found]) -> None:
-    """Runs `slidestream engine build` for the engine that is missing, verified on some of these slides.
+    """Runs `slidestream engine build` for the engine that is missing, verified on some of these slides, on the GPU that
+    `inference.devices` names (see `place`).
 
     Raises ConfigError where it fails; what it says goes to standard error.
     """
     chosen = shlex.join(str(found.path) for found in spread(slides))
     words = [sys.executable, "-m", "pipeline.cli", *_build_words(config, model), *shlex.split(_tissue(config, chosen))]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL, check=False)
+    where = {"CUDA_VISIBLE_DEVICES": str(config.inference.devices[0])} if config.inference.devices != "all" else {}
+    done = subprocess.run(
+        words, env={**os.environ, "PYTHONPATH": path, **where}, stdout=subprocess.DEVNULL, check=False
+    )
     if done.returncode:
         raise ConfigError(f"no engine fits and none could be built (exit code {done.returncode}, see above)")
 

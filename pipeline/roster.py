@@ -13,7 +13,7 @@ from pipeline.crew import Member
 MOST_WORKERS = 1024
 SCALABLE = ("reader", "tissue", "inference", "writer")
 WELL_S = 60.0  # a worker on a GPU that lasted so long was well
-TRIALS = 16  # deaths that finding one poisonous patch may cost: 3 + log2(rows) of the largest batches (dispatch.suspects)
+TRIALS = 16  # deaths that one poisonous patch may cost: 3 + log2(rows) of the largest batches (dispatch.suspects)
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,6 +173,14 @@ class TestVisible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
         assert placed(shelf, "inference.devices=[1]", on=there).devices[0].visible == "7"
 
+    def test_a_part_of_a_gpu_keeps_the_name_that_it_was_given(self, monkeypatch):
+        """CUDA tells the UUID of such a part as if it were a GPU's, which CUDA_VISIBLE_DEVICES would not take."""
+        part = replace(ONE, name="NVIDIA H100 80GB HBM3 MIG 1g.10gb")
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1234, MIG-5678")
+        assert [gpus.visible(part, index) for index in (0, 1)] == ["MIG-1234", "MIG-5678"]
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        assert gpus.visible(part, 0) == "0"
+
 
 class TestWhichEngine:
     """Engines in the folder, for a GPU that is there."""
@@ -406,7 +414,7 @@ class TestMissing:
     """`inference.missing` and `inference.fallback`."""
 
     def test_build_is_called_once_and_its_engine_used(self, shelf: Shelf):
-        """With the configuration as it was given."""
+        """With the configuration as it was given, but for the GPU that it is to be built on."""
         calls = []
 
         def build(config: Config) -> None:
@@ -414,7 +422,30 @@ class TestMissing:
             shelf.add()
 
         assert placed(shelf, "inference.missing=build", build=build).devices
-        assert calls == [wanting(shelf, "inference.missing=build")]
+        assert calls == [wanting(shelf, "inference.missing=build", f"inference.devices=[{ONE.uuid}]")]
+
+    def test_each_kind_of_gpu_gets_one_built_on_it(self, shelf: Shelf):
+        """Where one kind has an engine already, only the other is built for; two of a kind need one build."""
+        calls = []
+
+        def build(config: Config) -> None:
+            (where,) = config.inference.devices
+            calls.append(where)
+            shelf.add(gpu=next(gpu for gpu in (ONE, SMALL) if gpu.uuid == where))
+
+        there = found(ONE, SMALL, TWO)
+        assert len(placed(shelf, "inference.missing=build", on=there, build=build).devices) == 3
+        assert calls == [ONE.uuid, SMALL.uuid]
+
+    def test_it_is_built_on_the_gpu_that_lacks_one(self, shelf: Shelf, tmp_path: Path, monkeypatch):
+        """The real command sees that GPU alone."""
+        seen = tmp_path / "seen"
+        program = tmp_path / "python"
+        program.write_text(f'#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES" > {seen}\n')
+        program.chmod(0o755)
+        monkeypatch.setattr(gpus.sys, "executable", str(program))
+        gpus.build_engine(wanting(shelf, f"inference.devices=[{TWO.uuid}]"), shelf.model, [])
+        assert seen.read_text().strip() == TWO.uuid
 
     def test_a_build_that_gave_nothing_fitting_is_not_tried_again(self, shelf: Shelf):
         """The refusal says what is wrong with what was built."""

@@ -95,7 +95,8 @@ class TestDeath:
         """Bisecting a batch kills two healthy workers in turn, ten times within a minute: both stay."""
         deaths = Deaths(roster(inference=2))
         for deaths.progress in range(12):
-            suspicion = Suspicion(present=deaths.progress > 1)  # a first death of each goes before what the batcher tells
+            # The first death of each comes before anything was told of it.
+            suspicion = Suspicion(present=deaths.progress > 1)
             fate = deaths.of(f"inference-{deaths.progress % 2}", suspicion=suspicion)
             assert not fate.give_up and fate.pause_s is not None
         assert names(deaths.roster.of_kind("inference")) == ["inference-0", "inference-1"]
