@@ -85,12 +85,13 @@ class GpuEngine:
     def telemetry(self) -> dict[str, float]:
         """Since it was ready: seconds, and those in which a batch was under way; batches, rows, and how full batches were;
         milliseconds from the start of a batch's copy to the end of its answer's, of the first batch and as quantiles of
-        the latest ones; what NVML says (engines.meter); MiB free.
+        the latest ones; what NVML says (engines.meter); MiB free, and where NVML tells none, MiB in use, of all processes.
         """
         times = np.array(self.milliseconds or [0.0])
         under_way = time.monotonic() - self._busy_since if self._in_flight else 0.0
         if self._meter is None:
             self._meter = Meter(self.device.gpu.uuid)
+        free = self.device.free_bytes()
         return {
             "seconds": round(time.monotonic() - self._ready_at, 3),
             "batches": self.batches,
@@ -100,7 +101,8 @@ class GpuEngine:
             "first_batch_ms": round(self.first_ms, 3),
             "batch_ms_p50": round(float(np.quantile(times, 0.5)), 3),
             "batch_ms_p99": round(float(np.quantile(times, 0.99)), 3),
-            "gpu_free_mib": self.device.free_bytes() >> 20,
+            "gpu_free_mib": free >> 20,
+            "gpu_mib": (self.device.gpu.memory_bytes - free) >> 20,
             **self._meter.read(),
         }
 

@@ -112,6 +112,10 @@ class Link:
             self._said_hello_to = self._asked_by
             self.send(replace(self._hello, boot=self._asked_by))
 
+    @property
+    def closed(self) -> bool:
+        return bool(self._socket.closed)
+
     def close(self) -> None:
         self._socket.close()
         self._context.term()

@@ -24,6 +24,7 @@ from results.columns import NOT_A_NUMBER, unanswered
 
 WAIT_S = 0.002  # for the oldest batch, before looking at the socket again
 TELEMETRY_S = 1.0
+LAST_WORD_S = 0.5  # where work has run out; a stage that idles between batches says no more than this
 
 
 @dataclass(slots=True)
@@ -55,6 +56,8 @@ class Inference:
         self._link.holding = any(not busy.returned for busy in self._busy)
         self._tell()
         if self._idle:
+            if self._untold:
+                patience_s = min(patience_s, LAST_WORD_S)
             message = self._link.receive(0.0 if self._busy else patience_s)
             if isinstance(message, Run):
                 self._start(message)
@@ -67,10 +70,10 @@ class Inference:
                 self._look(busy)
 
     def _tell(self) -> None:
-        """Telemetry now and then, and once when the work has run out: the last word should have it all."""
+        """Telemetry now and then, and soon when the work has run out: the last word should have it all."""
         now = time.monotonic()
         run_out = self._untold and not self._busy
-        if now - self._told_at < (TELEMETRY_S / 10 if run_out else TELEMETRY_S):
+        if now - self._told_at < (LAST_WORD_S if run_out else TELEMETRY_S):
             return
         self._told_at, self._untold = now, bool(self._busy)
         if values := self._engine.telemetry():
@@ -123,10 +126,11 @@ def work(post: Post) -> None:
         # Too little memory on the GPU, a GPU that is gone: another try may meet better times, and the last word is told.
         log.get_logger().error("engine not started", reason=str(error))
         raise SystemExit(EXIT_FAULT) from error
-    # One lease for each context, and `credit` more that wait in line so that no context waits for a message.
-    link = post.connect(config["contexts"] + config["credit"] - 1, engine.describe())
-    inference = Inference(link, slots, contexts, engine, [len(model["classes"]) for model in models])
+    link: Link | None = None
     try:
+        # One lease for each context, and `credit` more that wait in line so that no context waits for a message.
+        link = post.connect(config["contexts"] + config["credit"] - 1, engine.describe())
+        inference = Inference(link, slots, contexts, engine, [len(model["classes"]) for model in models])
         while True:
             inference.step(post.config["supervisor"]["beat_s"])
     except EngineError as error:
@@ -134,6 +138,8 @@ def work(post: Post) -> None:
         raise SystemExit(EXIT_FAULT) from error
     finally:
         engine.close()
+        if link is not None:
+            link.close()
 
 
 if __name__ == "__main__":

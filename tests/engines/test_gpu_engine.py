@@ -298,7 +298,8 @@ def test_close_gives_everything_back() -> None:
 
 def test_describe_and_telemetry_are_json() -> None:
     """What ran where, and numbers that grow."""
-    engine = make(FakeDevice())
+    device = FakeDevice()
+    engine = make(device)
     context = engine.contexts(1)[0]
     for rows in (1, 4):
         context.submit(noise(rows))
@@ -309,4 +310,6 @@ def test_describe_and_telemetry_are_json() -> None:
     numbers = engine.telemetry()
     assert (numbers["batches"], numbers["rows"]) == (2, 5)
     assert numbers["batch_ms_p99"] >= numbers["batch_ms_p50"] > 0
+    # No NVML here, which would tell it by process: what is in use on the whole GPU.
+    assert numbers["gpu_mib"] == (device.gpu.memory_bytes - device.free_bytes()) >> 20
     json.dumps([said, numbers])

@@ -24,7 +24,7 @@ from pipeline.memory import Layout, SharedSlots, create
 from pipeline.rundir import RunDir
 from pipeline.wire import Consumed, Hello, Inferred, Refused, Run, Telemetry, Welcome, decode, encode
 from pipeline.worker import EXIT_FAULT, Post
-from stages.inference import TELEMETRY_S, WAIT_S, Inference
+from stages.inference import LAST_WORD_S, TELEMETRY_S, WAIT_S, Inference
 from tests.engines.fake_gpu import FakeDevice, FakeNetwork
 
 SIDE, BATCH, SLOTS = 8, 4, 6
@@ -272,13 +272,28 @@ def test_the_last_word_of_telemetry_has_it_all(stage) -> None:
     for lease in range(1, 6):
         one.lease(lease, 0)
         one.steps(2)
-    until = time.monotonic() + TELEMETRY_S / 2
+    until = time.monotonic() + 1.5 * LAST_WORD_S
     while time.monotonic() < until:
         one.steps(1)
         time.sleep(0.01)
     told = one.link.of(Telemetry)
     assert len(told) == 2
     assert (told[-1].values["batches"], told[-1].values["rows"]) == (5, 5 * BATCH)
+
+
+def test_a_stage_that_idles_between_batches_tells_twice_a_second_at_most(stage) -> None:
+    """However often its work runs out; and it waits no longer for a lease than until its last word is due."""
+    one = stage(auto=True)
+    until, lease = time.monotonic() + 2.2 * LAST_WORD_S, 0
+    while time.monotonic() < until:
+        lease += 1
+        one.lease(lease, 0)
+        one.steps(2)
+        one.loop.step(30.0)
+        time.sleep(0.02)
+    assert len(one.link.of(Inferred)) == lease > 10
+    assert 2 <= len(one.link.of(Telemetry)) <= 4
+    assert max(one.link.waited) == LAST_WORD_S
 
 
 def test_no_step_blocks_longer_than_its_bound(stage) -> None:
@@ -348,8 +363,7 @@ class Hub:
     def over(self) -> Any:
         self._thread.join(10)
         assert not self._thread.is_alive()
-        for link in self.links:  # which in a process of its own goes with the process
-            link.close()
+        assert all(link.closed for link in self.links)  # whatever the end was
         self.socket.close(0)
         self.context.term()
         os.close(self.stage.memory_fd)
