@@ -84,10 +84,9 @@ def encode(table: Table, since: int = 0) -> bytes:
     return b"".join((head, *body))
 
 
-def running(follower: Follower, classes: tuple[str, ...], part: slice) -> Table:
+def running(follower: Follower, plan: Plan, classes: tuple[str, ...], part: slice) -> Table:
     """The table of one model from the journal of a slide that is under way; `part`: its columns."""
     header, patches = follower.header, follower.patches
-    plan = Plan.from_bytes(header["plan"])
     own = share(patches.states, patches.probabilities, patches.reasons, part)
     changed = follower.changed
     # Copies: the follower goes on in another thread.
@@ -109,8 +108,8 @@ def finished(out: Path, slide: str, summary: dict[str, Any], version: str) -> Ta
             return read(path, summary, classes, grid, version)
     if not summary["patches"]["planned"]:
         return _empty(classes, grid, version)
-    raise missing(
-        "this result has no table of its patches; run again with csv or parquet in results.formats", "no_table"
+    raise Refused(
+        404, "no_table", "this result has no table of its patches; run again with csv or parquet in results.formats"
     )
 
 

@@ -126,6 +126,15 @@ class DirectSource:
         directory = self._file.levels[level].directory
         return directory.tile_width, directory.tile_height
 
+    @property
+    def levels(self) -> tuple[TileLevel, ...]:
+        """Where each level of the slide is stored."""
+        return self._file.levels
+
+    def stored(self, level: TileLevel, index: int) -> bytes | None:
+        """The stored bytes of a tile, None where the file has none; from any thread. TileError; SlideError: the file is gone."""
+        return self._file.stream(level, index)
+
     def overview(self, max_px: int, beat: Callable[[], None] = no_beat) -> Pixels:
         """See `slides.source.Source`: the same blocks, shrunk in the same way, as those of `OpenSlideSource`."""
         if max_px < 1:

@@ -63,7 +63,7 @@ class JpegTiles:
         factor x factor pixels. TileError where the stream is not sound.
         """
         height, width = (side // factor for side in self._size)
-        data = self._complete(stream)
+        data = self.complete(stream)
         try:
             pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, buffer=out)
         except (ValueError, RuntimeError) as error:
@@ -77,8 +77,9 @@ class JpegTiles:
         """Whether tiles can be decoded at a factor at all."""
         return factor in _FACTORS and not any(side % factor for side in self._size)
 
-    def _complete(self, stream: bytes) -> bytes:
-        """The stream with tables and the right colours. TileError where its head is not what the directory says."""
+    def complete(self, stream: bytes) -> bytes:
+        """The stream with tables and the right colours, a JPEG for anyone. TileError where its head is not what the
+        directory says."""
         head, ours, several = self._head
         if not head or not stream.startswith(head):  # in most files all tiles have the same head
             head, ours, several = self._head = self._read_head(stream)

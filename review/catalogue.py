@@ -1,0 +1,383 @@
+"""The slides of a results folder as rows of a worklist, and what is known of each. Thread-safe; nothing is written.
+
+A look is cheap: folders that have not changed are not read, summaries are read once, journals are read on from where they
+were. Ten thousand slides cost one stat a folder.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import stat
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from results.colours import heatmap_class, is_tumour
+from results.columns import columns, share
+from results.layout import output_path
+from results.record import FAILED, INFERRED
+from review import heat, regions
+from review.errors import Refused
+from review.folders import Journals, Root, Run, Runs, Summaries, Unfinished, roots
+
+# Of the inferred patches' probabilities of the heatmap class: the highest one alone is often dust.
+SCORE_QUANTILE = 0.99
+TUMOUR_FROM = 0.5
+LOOK_S = 0.5
+_TABLES_BYTES = 256 << 20
+_REGIONS_KEPT = 64
+
+# What a service knows of slides beside their results: id to "urgency", "arrived", and "state" and "reason" of those without.
+Beside = Callable[[], Mapping[str, Mapping[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One slide of the worklist. `slide` is its id within its folder of results `out`; `version` changes with its result.
+
+    `size` (width, height) in level-0 px, `mpp` (x, y) in µm; None where the slide never opened. `path` is as the pipeline
+    knew it: only `Catalogue.file` says whether it may be opened.
+    """
+
+    key: str
+    id: str
+    slide: str
+    model: str
+    out: Path
+    path: str
+    state: str
+    reason: str | None
+    urgency: str
+    score: float | None
+    tumour_mm2: float | None
+    tissue_mm2: float | None
+    planned: int
+    inferred: int
+    failed: int
+    arrived: str | None
+    finished: str | None
+    version: str
+    classes: tuple[str, ...]
+    heatmap_class: str | None
+    size: tuple[int, int] | None = None
+    mpp: tuple[float, float] | None = None
+    grid: Mapping[str, Any] | None = field(default=None, compare=False)
+
+    def to_row(self) -> dict[str, Any]:
+        """As the worklist shows it, without what reviewers did."""
+        return {
+            "key": self.key,
+            "id": self.id,
+            "model": self.model or None,
+            "state": self.state,
+            "reason": self.reason,
+            "urgency": self.urgency,
+            "score": self.score,
+            "tumour_mm2": self.tumour_mm2,
+            "tissue_mm2": self.tissue_mm2,
+            "patches": {"planned": self.planned, "inferred": self.inferred, "failed": self.failed},
+            "arrived": self.arrived,
+            "finished": self.finished,
+        }
+
+
+def key_of(slide: str) -> str:
+    """What stands for a slide's id in URLs: 20 hexadecimal digits."""
+    return hashlib.sha256(slide.encode("utf-8", "surrogateescape")).hexdigest()[:20]
+
+
+class Catalogue:
+    """See above. `results`: the results folder; `slides`: where given, no slide outside of it is opened."""
+
+    def __init__(self, results: Path, slides: Path | None = None, beside: Beside | None = None) -> None:
+        self.results = results.absolute()
+        self._slides = slides.resolve() if slides is not None else None
+        self._beside = beside or dict
+        self._lock = threading.Lock()
+        self._looked = -LOOK_S
+        self._runs = Runs(self.results)
+        self._journals = Journals(self.results)
+        self._summaries: dict[Root, Summaries] = {}
+        self._loaded: dict[tuple[Path, str], tuple[int, Entry]] = {}
+        self._entries: dict[str, Entry] = {}
+        self._unfinished: dict[str, Unfinished] = {}
+        self._tables: OrderedDict[tuple[str, str], heat.Table] = OrderedDict()
+        self._regions: OrderedDict[tuple, list[regions.Region]] = OrderedDict()
+        self.run = Run()
+
+    # ------------------------------------------------------------ looking
+
+    def look(self, patience_s: float = LOOK_S) -> dict[str, Entry]:
+        """All slides by key; not older than `patience_s`. The dictionary is not changed afterwards."""
+        with self._lock:
+            if time.monotonic() - self._looked >= patience_s:
+                self._look()
+                self._looked = time.monotonic()
+            return self._entries
+
+    def _look(self) -> None:
+        self.run = run = self._runs.look()
+        every = roots(self.results, run)
+        self._summaries = {root: self._summaries.get(root) or Summaries(root) for root in every}
+        found = {root: summaries.look() for root, summaries in self._summaries.items()}
+        outs = [model.out for model in run.models]
+        own = [times for root, times in found.items() if root.path in outs] or list(found.values())
+        over = {slide: min(times.get(slide, 0) for times in own) for slide in own[0]} if own else {}
+        unfinished = self._journals.look(over)
+        beside = self._beside()
+        entries: dict[str, Entry] = {}
+        loaded: dict[tuple[Path, str], tuple[int, Entry]] = {}
+        for root, times in found.items():
+            for slide, changed in times.items():
+                known = self._loaded.get((root.path, slide))
+                if known is None or known[0] != changed:
+                    entry = self._load(root, slide, changed)
+                    if entry is None:
+                        continue
+                    known = changed, entry
+                loaded[root.path, slide] = known
+                entries[known[1].key] = known[1]
+        for one in unfinished.values():
+            for entry in self._under_way(one, every, self._entries):
+                entries[entry.key] = entry
+        self._loaded, self._unfinished = loaded, unfinished
+        for slide, facts in beside.items():
+            entries[key_of(slide)] = _beside(entries.get(key_of(slide)), slide, facts)
+        self._entries = entries
+
+    def _load(self, root: Root, slide: str, changed: int) -> Entry | None:
+        try:
+            values = json.loads((root.path / output_path(slide, "summary")).read_bytes())
+            return self._entry(root, slide, changed, values)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None  # being replaced, or none of ours
+
+    def _entry(self, root: Root, slide: str, changed: int, values: dict[str, Any]) -> Entry:
+        full, path = root.full(slide), str(values["path"])
+        classes = tuple((values.get("model") or {}).get("classes") or ())
+        label = self._shown(classes)
+        patches, grid, mpp, size = values["patches"], values["reading"], values["mpp"], values["size"]
+        numbers = values["probabilities"].get(label) if label else None
+        tumour = None
+        if numbers and grid and mpp and label and is_tumour(label):
+            step = grid["step_x"] * mpp["x"] * grid["step_y"] * mpp["y"] * 1e-6
+            tumour = round(numbers["share_at_least_half"] * patches["inferred"] * step, 4)
+        return Entry(
+            key_of(full),
+            full,
+            slide,
+            root.model,
+            root.path,
+            path,
+            values["state"],
+            values["reason"],
+            self._urgency(slide, path),
+            numbers.get("p99", numbers["max"]) if numbers else None,  # older summaries lack it
+            tumour,
+            (values["tissue"] or {}).get("area_mm2"),
+            patches["planned"],
+            patches["inferred"],
+            patches["failed"],
+            _iso(_written(path)),
+            _iso(changed / 1e9),
+            f"summary-{changed}",
+            classes,
+            label,
+            (size["width"], size["height"]) if size else None,
+            (mpp["x"], mpp["y"]) if mpp else None,
+            grid,
+        )
+
+    def _under_way(self, one: Unfinished, every: list[Root], before: Mapping[str, Entry]) -> list[Entry]:
+        """The slide of a journal, for each model of the run that writes it."""
+        header = one.follower.header
+        running = self.run.alive or one.lately
+        state = "running" if running else "waiting"
+        reason = None if running else "interrupted; run the same command again to go on"
+        info, grid = header["info"], header["geometry"]
+        mpp = info["mpp_x"], info["mpp_y"]
+        entries = []
+        for root, classes, part in self._parts(header, every):
+            full = root.full(one.slide)
+            version = f"{state}-{one.stamp[0]}-{one.stamp[1]}"
+            known = before.get(key_of(full))
+            if known is not None and known.version == version:
+                entries.append(known)
+                continue
+            label = self._shown(classes)
+            patches = one.follower.patches
+            own = share(patches.states, patches.probabilities, patches.reasons, part)
+            inferred = own.states == INFERRED
+            values = own.probabilities[inferred, classes.index(label)] if label else np.zeros(0, np.float32)
+            step = grid["step_x"] * mpp[0] * grid["step_y"] * mpp[1] * 1e-6
+            tumour = round(float(np.count_nonzero(values >= TUMOUR_FROM)) * step, 4)
+            entries.append(
+                Entry(
+                    key_of(full),
+                    full,
+                    one.slide,
+                    root.model,
+                    root.path,
+                    str(header["path"]),
+                    state,
+                    reason,
+                    self._urgency(one.slide, str(header["path"])),
+                    float(np.quantile(values, SCORE_QUANTILE)) if len(values) else None,
+                    tumour if label and is_tumour(label) else None,
+                    header["tissue"].get("area_mm2"),
+                    len(own.states),
+                    int(np.count_nonzero(inferred)),
+                    int(np.count_nonzero(own.states == FAILED)),
+                    _iso(_written(str(header["path"]))),
+                    None,
+                    version,
+                    classes,
+                    label,
+                    (info["width"], info["height"]),
+                    mpp,
+                    grid,
+                )
+            )
+        return entries
+
+    def _parts(self, header: Mapping[str, Any], every: list[Root]) -> list[tuple[Root, tuple[str, ...], slice]]:
+        """Folder, classes and columns of each model whose answers a journal holds."""
+        models = self.run.models
+        if sum(len(model.classes) for model in models) == header["classes"]:
+            slices = columns([len(model.classes) for model in models])
+            by_path = {root.path: root for root in every}
+            return [
+                (by_path.get(model.out, every[0]), model.classes, part)
+                for model, part in zip(models, slices, strict=True)
+            ]
+        names = tuple(f"class {number + 1}" for number in range(header["classes"]))  # its run left no word of them
+        return [(every[0], names, slice(0, header["classes"]))]
+
+    def _shown(self, classes: tuple[str, ...]) -> str | None:
+        wanted = self.run.heatmap_class
+        return classes[heatmap_class(classes, wanted if wanted in classes else None)] if classes else None
+
+    def _urgency(self, slide: str, path: str) -> str:
+        urgent = any(fnmatch(slide, pattern) or fnmatch(path, pattern) for pattern in self.run.urgent)
+        return "stat" if urgent else "routine"
+
+    # ------------------------------------------------------------ one slide
+
+    def entry(self, key: str) -> Entry:
+        """The slide of a key. Refused (404) where there is none."""
+        found = self.look().get(key)
+        if found is None:
+            raise Refused(404, "no_slide", "there is no such slide")
+        return found
+
+    def summary(self, entry: Entry) -> dict[str, Any] | None:
+        """The whole summary of a finished slide; None where it has none now."""
+        try:
+            values = json.loads((entry.out / output_path(entry.slide, "summary")).read_bytes())
+        except (OSError, ValueError):
+            return None
+        return values if isinstance(values, dict) else None
+
+    def file(self, entry: Entry) -> Path:
+        """The slide's own file, resolved. Refused (404) where it is not there, or lies where this page may not read."""
+        if not entry.path:
+            raise Refused(404, "slide_gone", "it is not known where this slide lies")
+        try:
+            path = Path(entry.path).resolve(strict=True)
+            regular = stat.S_ISREG(os.stat(path).st_mode)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise Refused(404, "slide_gone", "the slide's file is not there any more") from error
+        if self._slides is not None and not path.is_relative_to(self._slides):
+            raise Refused(404, "slide_outside", "the slide lies outside of the folder of slides (--slides)")
+        if not regular:
+            raise Refused(404, "slide_gone", "the slide's file is no file any more")
+        return path
+
+    def patches(self, key: str) -> heat.Table:
+        """The patches of a slide. Refused (404) where it has none that can be shown."""
+        entry = self.entry(key)
+        place = key, entry.version
+        with self._lock:
+            known = self._tables.get(place)
+            if known is not None:
+                self._tables.move_to_end(place)
+                return known
+            one = self._unfinished.get(entry.slide)
+            if one is not None and entry.finished is None:
+                every = roots(self.results, self.run)
+                for root, classes, part in self._parts(one.follower.header, every):
+                    if root.full(entry.slide) == entry.id:
+                        return self._keep(place, heat.running(one.follower, one.plan, classes, part))
+        summary = self.summary(entry)
+        if summary is None:
+            raise Refused(404, "no_table", "nothing has been read of this slide yet")
+        table = heat.finished(entry.out, entry.slide, summary, entry.version)
+        with self._lock:
+            return self._keep(place, table)
+
+    def _keep(self, place: tuple[str, str], table: heat.Table) -> heat.Table:
+        for old in [other for other in self._tables if other[0] == place[0]]:
+            del self._tables[old]
+        self._tables[place] = table
+        while len(self._tables) > 1 and sum(kept.bytes for kept in self._tables.values()) > _TABLES_BYTES:
+            self._tables.popitem(last=False)
+        return table
+
+    def regions(self, key: str, label: str | None, threshold: float, min_um2: float) -> list[regions.Region]:
+        """The suspicious regions of a slide; `label`: a class, None: the one that its heatmap shows.
+
+        Refused: 404 as `patches`, 422 for a class that its model has not.
+        """
+        entry, table = self.entry(key), self.patches(key)
+        label = label if label is not None else entry.heatmap_class
+        if label not in table.classes:
+            raise Refused(422, "bad_input", "class: the model of this slide has no such class")
+        if entry.size is None or entry.mpp is None:
+            return []
+        place = key, table.version, label, threshold, min_um2
+        with self._lock:
+            known = self._regions.get(place)
+        if known is None:
+            known = regions.find(table, label, threshold, min_um2, entry.size, entry.mpp)
+        with self._lock:
+            self._regions[place] = known
+            self._regions.move_to_end(place)
+            while len(self._regions) > _REGIONS_KEPT:
+                self._regions.popitem(last=False)
+        return known
+
+
+def _beside(entry: Entry | None, slide: str, facts: Mapping[str, Any]) -> Entry:
+    if entry is None:
+        entry = Entry(
+            key_of(slide), slide, slide, "", Path(), str(facts.get("path", "")), "waiting", None, "routine", None, None,
+            None, 0, 0, 0, None, None, "waiting", (), None,
+        )  # fmt: skip
+    known = {name: facts[name] for name in ("urgency", "arrived") if facts.get(name) is not None}
+    if entry.finished is None and entry.state != "running":
+        known |= {name: facts[name] for name in ("state", "reason") if name in facts}
+    return replace(entry, **known)
+
+
+def _iso(time_s: float | None) -> str | None:
+    if time_s is None:
+        return None
+    return datetime.datetime.fromtimestamp(time_s, datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _written(path: str) -> float | None:
+    """When the slide's file was last written: that is when it arrived, as far as a results folder can tell."""
+    try:
+        return os.stat(path).st_mtime
+    except (OSError, ValueError):
+        return None
