@@ -17,6 +17,7 @@ from engines.errors import EngineError, ModelError
 from pipeline import __version__, control_command, engine_command, model_command
 from pipeline.config import Config, ConfigError, load_config
 from pipeline.memory import MemoryLack
+from pipeline.service import command as service_command
 from pipeline.worker import EXIT_CONFIGURATION, EXIT_FAULT
 from review import user_command
 from slides.errors import SlideError
@@ -127,6 +128,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     slide.set_defaults(command=_make_slide)
 
     control_command.add_parser(commands)
+    service_command.add_parser(commands)
     engine_command.add_parser(commands)
     model_command.add_parser(commands)
     user_command.add_parser(commands)

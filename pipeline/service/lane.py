@@ -58,7 +58,7 @@ from pipeline.status import bottleneck
 from pipeline.submissions import Verdict
 from pipeline.supervisor import Ending, Supervisor
 from pipeline.watch import Watch
-from pipeline.worker import EXIT_CONFIGURATION, EXIT_FAULT, die_with_parent
+from pipeline.worker import EXIT_CONFIGURATION, EXIT_FAULT, EXIT_INTERRUPTED, die_with_parent
 
 TELL_S = 1.0
 HELD_S = 15.0  # the processes of a lane that was killed may take so long to be gone
@@ -293,11 +293,12 @@ def main() -> None:
         ending = Ending(EXIT_CONFIGURATION, str(error))
     except OSError as error:
         ending = Ending(EXIT_FAULT, f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
-    except Exception as error:  # noqa: BLE001 (one record in the service's log instead of loose lines)
+    except Exception as error:  # one record in the service's log instead of loose lines
         logger.exception("crashed")
         ending = Ending(EXIT_FAULT, f"{type(error).__name__}: {error}")
     if ending.reason:
-        logger.critical(ending.reason)
+        asked_to = ending.code == EXIT_INTERRUPTED and ending.reason.startswith(("interrupted,", "stopped at once"))
+        (logger.info if asked_to else logger.critical)(ending.reason)
     sys.stderr.flush()
     os._exit(ending.code)  # a thread that looks at a dead share must not hold it up
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -208,6 +208,15 @@ class Ledger(View):
             )
             return self.slide(number)
 
+    def interrupted(self, number: int, attempt: int, reason: str, now: float) -> bool:
+        """What worked on a slide has ended, for no fault of the slide: it is queued again. False where the attempt is over."""
+        with self._writer.transaction() as run:
+            if not rows.under_way(run, number, attempt):
+                return False
+            run.execute("UPDATE slides SET interruptions = interruptions + 1 WHERE id = ?", (number,))
+            self._move(number, State.QUEUED, None, reason, SERVICE, now)
+            return True
+
     def first_result(self, number: int, attempt: int, now: float) -> bool:
         """Note when the first patch was inferred. False where it is known, or the attempt is over."""
         with self._writer.transaction() as run:
@@ -366,6 +375,11 @@ class Ledger(View):
         with self._writer.transaction() as run:
             outbox.add_sink(run, name)
 
+    def keep_sinks(self, names: Iterable[str]) -> None:
+        """Forget all receivers but these: events must not wait for one that is configured no more."""
+        with self._writer.transaction() as run:
+            outbox.keep_sinks(run, tuple(names))
+
     def sent(self, sink: str, event: int) -> None:
         """A sink has confirmed all events up to this id."""
         with self._writer.transaction() as run:
@@ -375,6 +389,21 @@ class Ledger(View):
         """Delete old events: those that all sinks have, and those too old to be of use to anyone. How many."""
         with self._writer.transaction() as run:
             return outbox.forget(run, before, unsent_before)
+
+    # Housekeeping
+
+    @property
+    def changes(self) -> int:
+        """Rises with every row that was changed."""
+        return self._connection.total_changes
+
+    def results_removed(self, number: int, now: float) -> None:
+        """The result files of a finished slide are gone; it stays finished."""
+        with self._writer.transaction() as run:
+            run.execute(
+                "UPDATE slides SET result = json_set(coalesce(result, '{}'), '$.removed', ?) WHERE id = ?",
+                (now, number),
+            )
 
     # Changes of state: here and nowhere else
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.service.lifecycle import Event
@@ -54,6 +54,11 @@ def add_sink(run: sqlite3.Connection, name: str) -> None:
     # Not max(id): old events are deleted, and AUTOINCREMENT never gives an id again.
     last = run.execute("SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'events'), 0)").fetchone()[0]
     run.execute("INSERT INTO sinks (name, sent) VALUES (?, ?) ON CONFLICT DO NOTHING", (name, last))
+
+
+def keep_sinks(run: sqlite3.Connection, names: Sequence[str]) -> None:
+    """Forget all sinks but these."""
+    run.execute(f"DELETE FROM sinks WHERE name NOT IN ({', '.join('?' * len(names))})", tuple(names))
 
 
 def forget(run: sqlite3.Connection, before: float, unsent_before: float) -> int:

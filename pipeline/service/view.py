@@ -64,8 +64,8 @@ class View:
             rows = self._connection.execute(f"{_SLIDE} WHERE slides.id = ?", (int(name),)).fetchall()
         return [_slide(row) for row in rows]
 
-    def next_due(self, now: float, limit: int = 1) -> list[Slide]:
-        """What is to be started next: stat before routine, earliest deadline, then first come.
+    def next_due(self, now: float, limit: int = 1, route: str | None = None) -> list[Slide]:
+        """What is to be started next (of one route): stat before routine, earliest deadline, then first come.
 
         Leaves out what waits for its next try, and what cannot be read or written now because its folder, or its route's
         results, are held.
@@ -75,8 +75,9 @@ class View:
         rows = self._connection.execute(
             f"{_SLIDE} WHERE slides.id IN (SELECT slides.id FROM slides "
             f"WHERE (state = 'queued' OR (state = 'retry_wait' AND due <= :now)) AND {_READABLE} "
+            f"{'AND route = :route ' if route is not None else ''}"
             f"ORDER BY {order} LIMIT :limit) ORDER BY {order}",
-            {"now": now, "limit": limit},
+            {"now": now, "limit": limit, "route": route},
         )
         return [_slide(row) for row in rows]
 
@@ -128,6 +129,22 @@ class View:
         where, values = _where(which)
         condition = f"WHERE {' AND '.join(where)}" if where else ""
         return self._connection.execute(f"SELECT count(*) FROM slides {condition}", values).fetchone()[0]
+
+    def with_results(self, route: str, before: float, limit: int = 100) -> list[Slide]:
+        """Slides of a route that were finished before this time and whose results were not removed, oldest first."""
+        rows = self._connection.execute(
+            f"{_SLIDE} WHERE route = ? AND state IN ('complete', 'partial') AND finished < ? "
+            "AND json_extract(result, '$.removed') IS NULL ORDER BY finished LIMIT ?",
+            (route, before, limit),
+        )
+        return [_slide(row) for row in rows]
+
+    def unfinished_names(self, route: str) -> set[str]:
+        """What the results of a route's unfinished slides will be called."""
+        rows = self._connection.execute(
+            "SELECT name FROM slides WHERE route = ? AND state IN ('queued', 'running', 'retry_wait')", (route,)
+        )
+        return {row["name"] for row in rows}
 
     def history(self, number: int) -> list[Step]:
         """All changes of state of a slide, oldest first."""
