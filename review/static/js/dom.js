@@ -48,7 +48,7 @@ let asked = 0;
 export function dialog(title, ...children) {
   asked += 1;
   const id = `dialog-title-${asked}`;
-  const made = element("dialog", { "aria-labelledby": id }, element("h2", { id }, title), ...children);
+  const made = element("dialog", { "aria-labelledby": id }, element("h2", { id, tabindex: -1, autofocus: true }, title), ...children);
   made.addEventListener("close", () => made.remove());
   document.body.append(made);
   made.showModal();

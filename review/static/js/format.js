@@ -42,3 +42,6 @@ export function length(um) {
 export const stateText = (state) => t(`state.${state}`, {}, state);
 export const reviewText = (state) => t(`review.${state}`, {}, state);
 export const verdictText = (verdict) => t(`verdict.${verdict ?? "none"}`);
+
+/** A reason without the count that the page says itself, in its own language. */
+export const reasonText = (reason) => (reason ?? "").replace(/^\d+ of \d+ patches failed(; )?/, "");

@@ -3,7 +3,7 @@
 import { COLOUR_MAPS, colourMap } from "./colourmaps.js";
 import { choice, element, field, replace } from "./dom.js";
 import { number } from "./format.js";
-import { FAILED, INFERRED, PENDING } from "./heatdata.js";
+import { FAILED, PENDING } from "./heatdata.js";
 import { t } from "./i18n.js";
 
 const STORED = "slidestream.heatmap";
@@ -40,7 +40,7 @@ export class HeatPanel {
       "section",
       { class: "panel", "aria-labelledby": "heat-title" },
       element("div", { class: "line" }, element("h2", { id: "heat-title" }, t("heat.title")), element("span", { class: "grow" }), element("label", { class: "check" }, this.shown, t("heat.shown"))),
-      field(t("heat.class"), this.classes),
+      element("div", { class: "slider" }, element("label", { for: "heat-class" }, t("heat.class")), this.classes),
       element("div", { class: "slider" }, element("label", { for: "heat-threshold" }, t("heat.threshold")), this.threshold, this.thresholdText),
       element("div", { class: "ramp" }, this.ramp, element("div", { class: "ticks", "aria-hidden": "true" }, element("span", {}, "0"), element("span", {}, "0.5"), element("span", {}, "1"))),
       this.apply,
@@ -100,7 +100,7 @@ export class HeatPanel {
   showCounts() {
     const { counts, count } = this.data;
     const line = (name, n) => (n ? element("li", { class: `key-${name}` }, element("span", { class: `swatch ${name}`, "aria-hidden": "true" }), t(`heat.${name}`, { n: number(n) })) : null);
-    replace(this.legend, line("failed", counts[FAILED]), line("pending", counts[PENDING]), line("inferred", counts[INFERRED]), count ? null : element("li", {}, t("heat.nothing")));
+    replace(this.legend, line("failed", counts[FAILED]), line("pending", counts[PENDING]), count ? null : element("li", {}, t("heat.nothing")));
   }
 
   /** The regions were found with other settings than those of the picture: offer to find them again. */

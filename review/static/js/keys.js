@@ -46,19 +46,15 @@ export function showKeys() {
   const lines = new Map();
   for (const { keys, text } of [...table, { keys: ["?"], text: "keys.help" }]) lines.set(text, [...(lines.get(text) ?? []), ...keys]);
   const rows = [...lines].map(([text, keys]) =>
-    element(
-      "tr",
-      {},
-      element("th", { scope: "row" }, keys.map((key) => element("kbd", {}, shown(key)))),
-      element("td", {}, t(text)),
-    ),
+    element("li", {}, element("span", { class: "of" }, keys.map((key) => element("kbd", {}, shown(key)))), element("span", {}, t(text))),
   );
   const on = element("input", { type: "checkbox", checked: keysAreOn() });
   on.addEventListener("change", () => localStorage.setItem(STORED, on.checked ? "on" : "off"));
   const made = dialog(
     t("keys.title"),
-    element("table", { class: "keys" }, element("tbody", {}, rows)),
+    element("ul", { class: "keys" }, rows),
     element("label", { class: "check" }, on, t("keys.switch")),
     element("div", { class: "buttons" }, element("button", { type: "button", onclick: () => made.close() }, t("close"))),
   );
+  made.classList.add("wide");
 }

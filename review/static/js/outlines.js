@@ -50,8 +50,8 @@ export class Outlines {
   }
 
   label(context, item, points, strong) {
-    const x = Math.min(...points.map((point) => point[0]));
-    const y = Math.min(...points.map((point) => point[1]));
+    // On the topmost corner, the left one of two: with any rotation that lies on the outline.
+    const [x, y] = points.reduce((best, point) => (point[1] < best[1] - 0.5 || (point[1] < best[1] + 0.5 && point[0] < best[0]) ? point : best));
     context.font = "600 13px system-ui, sans-serif";
     const width = context.measureText(item.label).width + 10;
     context.fillStyle = strong ? "#b3410a" : "#1c1c1c";

@@ -23,8 +23,11 @@ export class Regions {
     this.draft = null; // {id, text}: a comment begun and not yet saved
     this.list = element("ol", {});
     this.summary = element("p", { class: "summary", role: "status" });
-    this.strip = element("section", { class: "strip", "aria-label": t("regions.strip") }, this.summary, this.list);
-    this.panel = element("section", { class: "panel current", "aria-labelledby": "region-title" });
+    this.title = element("h2", {});
+    this.facts = element("span", { class: "figures" });
+    this.bar = element("div", { class: "bar" });
+    this.strip = element("section", { class: "strip", "aria-label": t("regions.strip") }, element("div", { class: "about" }, this.title, this.facts, this.summary), element("div", { class: "row" }, this.list, this.bar));
+    this.panel = element("section", { class: "panel current", "aria-label": t("regions.comment") });
     review.onChange(() => this.refresh());
     this.refresh();
   }
@@ -124,58 +127,52 @@ export class Regions {
     return element("button", { type: "button", onclick: () => this.choose(item.id) }, picture, element("span", { class: "words" }));
   }
 
+  /** The current region: its figures and verdict beside the pictures, always in sight; its comment at the side. */
   showPanel() {
     const { item } = this;
-    const turn = (by, text) => element("button", { type: "button", onclick: () => this.step(by), disabled: !this.items.length }, text);
-    const head = element(
-      "div",
-      { class: "line" },
-      element("h2", { id: "region-title" }, item ? t(`regions.title.${item.kind}`, { label: item.label, n: this.found.length }) : t("regions.title")),
-      element("span", { class: "grow" }),
-      turn(-1, t("regions.previous")),
-      turn(1, t("regions.next")),
-    );
-    if (!item) {
-      replace(this.panel, head, element("p", { class: "quiet" }, t(this.items.length ? "regions.choose" : "regions.none_long")));
-      return;
-    }
-    const facts = [
-      item.class && [item.class, t("regions.max_mean", { max: probability(item.max), mean: probability(item.mean) })],
-      item.area_um2 !== null && [t("regions.area"), area(item.area_um2)],
-      item.by && [t("regions.by"), `${item.by}, ${fullTime(item.at)}`],
-    ].filter(Boolean);
     const may = this.may();
-    const verdicts = Object.entries(VERDICTS).map(([verdict, key]) =>
-      element(
-        "button",
-        { type: "button", class: `verdict ${verdict}`, "aria-pressed": String(item.verdict === verdict), disabled: !may, onclick: () => this.judge(verdict) },
-        t(`verdict.do.${verdict}`), " ", element("kbd", { "aria-hidden": "true" }, key),
-      ),
-    );
-    const focused = this.panel.contains(document.activeElement) ? [...this.panel.querySelectorAll("button, textarea")].indexOf(document.activeElement) : -1;
-    replace(
-      this.panel,
-      head,
-      element("dl", { class: "facts tight" }, facts.map(([name, value]) => element("div", { class: "fact" }, element("dt", {}, name), element("dd", {}, value)))),
-      element("div", { class: "verdicts", role: "group", "aria-label": t("regions.verdict") }, verdicts),
-      this.comment(item, may),
-    );
-    if (focused >= 0) this.panel.querySelectorAll("button, textarea")[focused]?.focus({ preventScroll: true });
+    this.title.textContent = item ? t(`regions.title.${item.kind}`, { label: item.label, n: this.found.length }) : t("regions.title");
+    const figures = [item?.max != null && t("regions.max_mean", { class: item.class, max: probability(item.max), mean: probability(item.mean) }), item?.area_um2 != null && area(item.area_um2)];
+    this.facts.textContent = figures.filter(Boolean).join(" · ");
+    keepingFocus(this.bar, () => {
+      const turn = (by, text, key) => element("button", { type: "button", onclick: () => this.step(by), disabled: !this.items.length }, text, " ", element("kbd", { "aria-hidden": "true" }, key));
+      const verdicts = Object.entries(VERDICTS).map(([verdict, key]) =>
+        element(
+          "button",
+          { type: "button", class: verdict, "aria-pressed": String(item?.verdict === verdict), disabled: !may || !item, onclick: () => this.judge(verdict) },
+          t(`verdict.do.${verdict}`), " ", element("kbd", { "aria-hidden": "true" }, key),
+        ),
+      );
+      replace(this.bar, element("div", { class: "verdicts turn" }, turn(-1, t("regions.previous"), "p"), turn(1, t("regions.next"), "n")), element("div", { class: "verdicts", role: "group", "aria-label": t("regions.verdict") }, verdicts));
+    });
+    keepingFocus(this.panel, () => {
+      if (item) replace(this.panel, this.comment(item, may));
+      else replace(this.panel, element("p", { class: "quiet" }, t(this.items.length ? "regions.choose" : "regions.none_long")));
+    });
   }
 
   comment(item, may) {
     const kept = this.draft?.id === item.id ? this.draft.text : item.comment;
-    const save = element("button", { type: "button", disabled: kept.trim() === item.comment, onclick: () => this.saveComment() }, t("regions.save"));
+    const save = element("button", { type: "button", hidden: kept.trim() === item.comment, onclick: () => this.saveComment() }, t("regions.save"));
     const text = element("textarea", { rows: 2, maxlength: 2000, value: kept, disabled: !may });
     text.addEventListener("input", () => {
       this.draft = { id: item.id, text: text.value };
-      save.disabled = text.value.trim() === item.comment;
+      save.hidden = text.value.trim() === item.comment;
     });
     text.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.saveComment();
     });
     text.addEventListener("blur", () => this.draft && this.draft.text.trim() !== item.comment && this.saveComment());
     const erase = item.kind === "drawn" && may && element("button", { type: "button", onclick: () => this.review.act("erase", { finding: item.id }) }, t("regions.erase"));
-    return element("div", { class: "comment" }, element("label", { class: "field" }, element("span", {}, t("regions.comment")), text), element("div", { class: "buttons" }, erase, save));
+    const by = item.by && element("p", { class: "quiet by" }, t("regions.by", { verdict: verdictText(item.verdict), name: item.by, time: fullTime(item.at) }));
+    return element("div", { class: "comment" }, element("label", { class: "field" }, element("span", {}, t("regions.comment_on", { label: item.label })), text), by, element("div", { class: "buttons" }, erase, save));
   }
+}
+
+/** Replaces what is inside; the focus stays on the control of the same place. */
+function keepingFocus(place, change) {
+  const controls = () => [...place.querySelectorAll("button, textarea")];
+  const at = controls().indexOf(document.activeElement);
+  change();
+  if (at >= 0) controls()[at]?.focus({ preventScroll: true });
 }

@@ -19,7 +19,7 @@ export class SignOff {
     this.regions = regions;
     this.data = data;
     this.body = element("div", {});
-    this.element = element("section", { class: "panel", "aria-labelledby": "sign-title" }, element("h2", { id: "sign-title" }, t("sign.title")), this.body);
+    this.element = element("section", { class: "panel sign-off", "aria-label": t("sign.title") }, this.body);
     review.onChange(() => this.show());
     this.show();
   }
@@ -46,8 +46,7 @@ export class SignOff {
     const had = this.body.contains(document.activeElement);
     replace(
       this.body,
-      element("div", { role: "status" }, lines),
-      element("div", { class: "buttons" }, element("button", { type: "button", onclick: () => this.showLog() }, t("log.title")), button),
+      element("div", { class: "line" }, element("div", { role: "status", class: "grow" }, lines), element("div", { class: "buttons" }, element("button", { type: "button", onclick: () => this.showLog() }, t("log.title")), button)),
       element("details", {}, element("summary", {}, t("export.title")), element("ul", { class: "exports" }, FORMATS.map((format) => element("li", {}, element("button", { type: "button", onclick: () => this.save(format) }, t(`export.${format}`)))))),
     );
     if (had) this.body.querySelector("button:not([disabled])")?.focus();
@@ -98,6 +97,7 @@ export class SignOff {
   }
 
   askInDialog(title, content, label, run) {
+    // The title has the focus first, so that what is to be signed is read before anything is typed.
     const problem = element("p", { class: "problem", role: "alert" });
     const go = element("button", { class: "main" }, label);
     const form = element("form", {}, content.filter(Boolean), problem, element("div", { class: "buttons" }, element("button", { type: "button", onclick: () => box.close() }, t("cancel")), go));
@@ -135,7 +135,7 @@ export class SignOff {
               ),
             )
           : element("p", {}, t("log.empty")),
-        element("div", { class: "buttons" }, element("button", { type: "button", autofocus: true, onclick: () => box.close() }, t("close"))),
+        element("div", { class: "buttons" }, element("button", { type: "button", onclick: () => box.close() }, t("close"))),
       );
       box.classList.add("wide");
     } catch (error) {

@@ -93,8 +93,8 @@ class SlidePage {
     this.regions.settings = this.settings;
     this.signoff = new SignOff(this.detail, this.review, this.regions, this.data);
     this.review.onChange(() => this.reviewChanged());
-    this.stage = element("div", { class: "stage" }, this.toolbar.element, place, this.hint, this.scaleBar.element, this.readout.element);
-    root.append(element("div", { class: "slide-page" }, this.stage, element("aside", { class: "side", "aria-label": t("slide.side") }, this.info.element, this.panel.element, this.regions.panel, this.signoff.element), this.regions.strip));
+    this.stage = element("div", { class: "stage" }, this.toolbar.element, place, this.hint, element("div", { class: "corner" }, this.scaleBar.element, this.readout.element));
+    root.append(element("div", { class: "slide-page" }, this.stage, element("aside", { class: "side", "aria-label": t("slide.side") }, this.info.element, this.regions.panel, this.panel.element, this.signoff.element), this.regions.strip));
     this.viewer.onView(() => this.redraw(), () => this.remember());
     place.addEventListener("pointermove", (event) => this.point(event));
     place.addEventListener("pointerleave", () => this.readout.clear());

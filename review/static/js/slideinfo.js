@@ -1,7 +1,7 @@
 // What slide this is, in what state, and who else has it open.
 
 import { element, replace } from "./dom.js";
-import { NONE, fullTime, number, stateText } from "./format.js";
+import { NONE, fullTime, number, reasonText, stateText } from "./format.js";
 import { t } from "./i18n.js";
 import { share } from "./readout.js";
 
@@ -43,7 +43,7 @@ export class SlideInfo {
       element("summary", {}, t("facts.title")),
       element("dl", { class: "facts tight" }, facts.map(([name, value]) => element("div", { class: "fact" }, element("dt", {}, t(name)), element("dd", {}, value)))),
     );
-    replace(this.body, element("p", {}, words), slide.reason ? element("p", { class: "reason" }, slide.reason) : null, details);
+    replace(this.body, element("p", {}, words), reasonText(slide.reason) ? element("p", { class: "reason" }, reasonText(slide.reason)) : null, details);
   }
 
   present(names) {

@@ -10,6 +10,19 @@ function button(text, label, onclick, attributes = {}) {
   return element("button", { type: "button", title: label, "aria-label": label, onclick, ...attributes }, text);
 }
 
+const SVG = "http://www.w3.org/2000/svg";
+
+/** Not every hospital's fonts have the sign for full screen. */
+function corners() {
+  const picture = document.createElementNS(SVG, "svg");
+  for (const [name, value] of Object.entries({ viewBox: "0 0 16 16", width: 16, height: 16, "aria-hidden": "true" })) picture.setAttribute(name, value);
+  const path = document.createElementNS(SVG, "path");
+  path.setAttribute("d", "M1 6V1h5M10 1h5v5M15 10v5h-5M6 15H1v-5");
+  for (const [name, value] of Object.entries({ fill: "none", stroke: "currentColor", "stroke-width": 2 })) path.setAttribute(name, value);
+  picture.append(path);
+  return picture;
+}
+
 export async function copyLink() {
   try {
     await navigator.clipboard.writeText(location.href);
@@ -50,7 +63,7 @@ export class Toolbar {
       icc,
       this.drawButton,
       button(t("tools.link"), t("tools.link_long"), copyLink),
-      button("⛶", t("tools.full"), full),
+      button(corners(), t("tools.full"), full),
     );
   }
 

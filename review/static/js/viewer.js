@@ -6,6 +6,12 @@ import { t } from "./i18n.js";
 
 const { OpenSeadragon } = window;
 
+// OpenSeadragon adds a style element of its own unless there is one of this name; the page's policy forbids inline styles.
+// An element of that name in no namespace holds the place and is no style.
+const placeholder = document.createElementNS(null, "style");
+placeholder.setAttribute("data-openseadragon-mobile-css", "");
+document.head.append(placeholder);
+
 // The objective of 40x is taken as 0.25 µm on one pixel of the screen, the usage of scanners.
 const UM_PX_AT_1X = 10;
 

@@ -1,7 +1,7 @@
 // One line of the worklist. What matters is said in words; colour only repeats it.
 
 import { element } from "./dom.js";
-import { NONE, fullTime, number, probability, reviewText, stateText, time } from "./format.js";
+import { NONE, fullTime, number, probability, reasonText, reviewText, stateText, time } from "./format.js";
 import { t } from "./i18n.js";
 
 function progress({ planned, inferred, failed }) {
@@ -13,7 +13,7 @@ function state(slide) {
   const parts = [element("strong", { class: `state ${state}` }, stateText(state))];
   if (state === "running") parts.push(" ", progress(patches));
   if (state === "partial" || (patches.failed > 0 && state !== "failed")) parts.push(" ", t("worklist.patches_failed", { n: number(patches.failed), planned: number(patches.planned) }));
-  if (reason) parts.push(element("span", { class: "reason" }, reason));
+  if (reasonText(reason)) parts.push(element("span", { class: "reason" }, reasonText(reason)));
   return parts;
 }
 
