@@ -58,6 +58,7 @@ const change = (method, path, body, quiet) =>
 const slide = (key) => `/api/slides/${encodeURIComponent(key)}`;
 
 export const session = () => json("/api/session", {}, true);
+export const stillHere = () => json("/api/session");
 export const signIn = (user, password) => change("POST", "/api/session", { user, password }, true);
 export const signOut = () => change("DELETE", "/api/session", {}, true);
 export const worklist = (values, signal) => json(`/api/worklist${query(values)}`, { signal });

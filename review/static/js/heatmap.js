@@ -40,6 +40,13 @@ const PENDING_TILE = (ratio) =>
     line(context, size, "rgba(70, 80, 90, 0.75)", ratio, false);
   }, Math.round(12 * ratio));
 
+const tiles = new Map();
+const once = (make, ratio) => {
+  const key = `${make.name} ${ratio}`;
+  if (!tiles.has(key)) tiles.set(key, make(ratio));
+  return tiles.get(key);
+};
+
 export class Heatmap {
   constructor(data) {
     this.data = data;
@@ -107,8 +114,8 @@ export class Heatmap {
     context.setTransform(cells);
     context.drawImage(this.grid, 0, 0);
     context.globalAlpha = 1;
-    this.drawHatched(context, cells, PENDING, PENDING_TILE(ratio));
-    this.drawHatched(context, cells, FAILED, FAILED_TILE(ratio));
+    this.drawHatched(context, cells, PENDING, once(PENDING_TILE, ratio));
+    this.drawHatched(context, cells, FAILED, once(FAILED_TILE, ratio));
     if (this.settings.outline) this.drawOutline(context, cells, ratio);
   }
 

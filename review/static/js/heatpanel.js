@@ -40,6 +40,7 @@ export class HeatPanel {
       "section",
       { class: "panel", "aria-labelledby": "heat-title" },
       element("div", { class: "line" }, element("h2", { id: "heat-title" }, t("heat.title")), element("span", { class: "grow" }), element("label", { class: "check" }, this.shown, t("heat.shown"))),
+      this.legend,
       element("div", { class: "slider" }, element("label", { for: "heat-class" }, t("heat.class")), this.classes),
       element("div", { class: "slider" }, element("label", { for: "heat-threshold" }, t("heat.threshold")), this.threshold, this.thresholdText),
       element("div", { class: "ramp" }, this.ramp, element("div", { class: "ticks", "aria-hidden": "true" }, element("span", {}, "0"), element("span", {}, "0.5"), element("span", {}, "1"))),
@@ -51,7 +52,6 @@ export class HeatPanel {
         field(t("heat.map"), this.maps),
         element("label", { class: "check" }, this.outline, t("heat.outline")),
       ),
-      this.legend,
     );
     this.update();
   }

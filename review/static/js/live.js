@@ -1,9 +1,12 @@
 // What the server tells by itself (server-sent events). One connection for the page; it comes back by itself.
 
-import { eventsAddress } from "./api.js";
+import * as api from "./api.js";
+
+const AGAIN_MS = 5000;
 
 let source = null;
 let key = null;
+let timer = 0;
 let connected = false;
 const listeners = new Set();
 
@@ -29,13 +32,16 @@ export function connect(slide = null) {
   if (source && key === slide && source.readyState !== EventSource.CLOSED) return;
   disconnect();
   key = slide;
-  source = new EventSource(eventsAddress(slide));
+  source = new EventSource(api.eventsAddress(slide));
   source.addEventListener("open", () => {
     setConnected(true);
     // What happened while there was no connection is not told again: whoever shows something asks once more.
     tell({ type: "caught-up" });
   });
-  source.addEventListener("error", () => setConnected(false));
+  source.addEventListener("error", () => {
+    setConnected(false);
+    if (source.readyState === EventSource.CLOSED) comeBack(slide);
+  });
   source.addEventListener("message", (message) => {
     try {
       tell(JSON.parse(message.data));
@@ -45,7 +51,22 @@ export function connect(slide = null) {
   });
 }
 
+/** The browser gives up where the server refuses. If that is for want of a session, asking for one is up to the page. */
+function comeBack(slide) {
+  clearTimeout(timer);
+  timer = setTimeout(async () => {
+    try {
+      await api.stillHere();
+    } catch (error) {
+      if (error.code !== "signed_out") comeBack(slide);
+      return;
+    }
+    connect(slide);
+  }, AGAIN_MS);
+}
+
 export function disconnect() {
+  clearTimeout(timer);
   source?.close();
   source = null;
   connected = false;

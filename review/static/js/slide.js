@@ -217,8 +217,12 @@ class SlidePage {
     try {
       do {
         this.again = false;
-        const changed = this.data.apply(await api.heat(this.detail.key, this.data.next));
+        const { anew } = this;
+        this.anew = false;
+        const answer = await api.heat(this.detail.key, anew ? 0 : this.data.next);
         if (this.left) return;
+        if (anew) this.data.clear();
+        const changed = this.data.apply(answer);
         if (changed) this.dataChanged();
       } while (this.again);
     } catch (error) {
@@ -240,12 +244,13 @@ class SlidePage {
       this.stage?.classList.toggle("offline", !event.connected);
       return;
     }
-    if (event.type === "caught-up") {
+    if (event.type === "caught-up" || event.type === "resync") {
       this.growSoon();
       this.review.refresh().catch(() => {});
       return;
     }
     if (event.key !== this.slide) return;
+    if (event.type === "slide" && event.from === 0) this.anew = true;
     if (event.type === "slide" || event.type === "worklist") this.growSoon(event);
     else if (event.type === "presence") this.info.present((event.users ?? []).filter((name) => name !== session.user().user));
     else if (event.type === "review" && event.revision !== this.review.document.revision) this.review.refresh().catch(noticeError);

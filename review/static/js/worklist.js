@@ -150,7 +150,7 @@ export function worklistPage(values) {
 
   function hear(event) {
     if (event.type === "connection") connection.textContent = t(event.connected ? "live.on" : "live.off");
-    else if (["worklist", "review", "presence", "caught-up"].includes(event.type)) soon();
+    else if (["worklist", "review", "presence", "caught-up", "resync"].includes(event.type)) soon();
   }
 
   function move(by) {
