@@ -4,7 +4,8 @@
 #   benchmarks/gpu.sh PART [FOLDER]
 #
 # PART      what                                                            on an H100 with 16 cores
-# smoke     a little of everything, to see that it works here               4 minutes
+# smoke     the tests for GPUs, then a little of everything                 12 minutes
+# bits      the same bits over contexts, rows, batches, load, processes     3 minutes
 # engines   every engine and precision beside PyTorch                       8 minutes
 # stage     the inference stage against the bare loop; kill -9              5 minutes
 # whole     from disk to disk, on 16, 8 and 4 cores                         7 minutes
@@ -16,7 +17,7 @@
 # LABELLED a folder with the folders `tumour` and `other` of pictures.
 set -u -o pipefail
 cd "$(dirname "$0")/.." || exit
-part=${1:?smoke, engines, stage, whole or trained}
+part=${1:?smoke, bits, engines, stage, whole or trained}
 folder=${2:-/tmp/slidestream-gpu}
 out=${OUT:-.}
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
@@ -34,11 +35,15 @@ bench() {
 
 case $part in
   smoke)
-    bench 60 pytest -q -m gpu tests/engines
+    bench 240 pytest -q -m gpu tests/engines
+    bench 480 pytest -q -m gpu tests/gpu
     bench 90 benchmarks.gpu_stage --networks resnet50 --batches 64 --contexts 2 --seconds 1 --folder "$folder" --out "$out/smoke-stage.json"
     bench 60 benchmarks.recovery --network resnet50 --blocks 8 --kills 1 --folder "$folder" --out "$out/smoke-recovery.json"
     bench 90 benchmarks.whole --networks resnet50 --cores 16 --large 6x6 --large-count 1 --count 6 --seconds 1 --folder "$folder" --out "$out/smoke-whole.json"
     bench 170 benchmarks.engines --networks resnet50 --batches 64 --compiled-batches 64 --contexts 2 --seconds 0.3 --folder "$folder" --out "$out/smoke-engines.json"
+    ;;
+  bits)
+    bench 240 benchmarks.same_bits --network resnet50 --folder "$folder" --out "$out/bits-resnet50.json"
     ;;
   engines)
     bench 560 benchmarks.engines --networks resnet50 vit_b_16 densenet121 --batches 64 128 256 --compiled-batches 128 \
