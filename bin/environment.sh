@@ -73,12 +73,15 @@ find_python() {
 }
 
 add_venv_package() {
-    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        say "installing the system package $1, without which Python cannot make a .venv"
-        if { apt-get install -qq -y --no-install-recommends "$1" ||
-            { apt-get update -qq && apt-get install -qq -y --no-install-recommends "$1"; }; } >/dev/null 2>&1; then return; fi
-    fi
-    die "Python here cannot make a .venv; on Debian or Ubuntu: sudo apt install $1" 2
+    say "Python here cannot make a .venv without the system package $1, which is installed if it can be"
+    add_system_package "$1" || die "Python here cannot make a .venv; on Debian or Ubuntu: sudo apt install $1" 2
+}
+
+# For root on Debian and its like; nobody else can.
+add_system_package() {
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
+    { apt-get install -qq -y --no-install-recommends "$1" ||
+        { apt-get update -qq && apt-get install -qq -y --no-install-recommends "$1"; }; } >/dev/null 2>&1
 }
 
 # Dependencies only: the source tree itself is found through PYTHONPATH.
@@ -95,7 +98,10 @@ install_packages() {
         die "packages could not be installed: $(last_error "$log")
 Try again when the network and the package index that pip is set to can be reached. What pip said: $log"
     fi
-    [ "$1" != test ] || add_optional test-engines "their tests will skip"
+    if [ "$1" = test ]; then
+        add_optional test-engines "their tests will skip" || true
+        if add_optional test-browser "tests in a browser will skip"; then add_browser; fi
+    fi
     cp "$root/pyproject.toml" "$root/.venv/ready-$1.new"
     mv "$root/.venv/ready-$1.new" "$root/.venv/ready-$1"
     [ "$1" != test ] || cp "$root/pyproject.toml" "$root/.venv/ready-run"
@@ -116,11 +122,19 @@ PYTHON
 add_optional() {
     local requirements log="$root/.venv/pip-$1.log"
     requirements="$(requirements_of "$1")" || die "$root/pyproject.toml cannot be read"
-    say "installing $(wc -l <<<"$requirements") optional packages (set $1, about 110 MB)"
+    say "installing $(wc -l <<<"$requirements") optional packages (set $1)"
     if ! "$python" -m pip install --disable-pip-version-check --no-input --progress-bar off --retries 2 \
         --only-binary :all: --requirement /dev/stdin <<<"$requirements" >"$log" 2>&1; then
         say "going on without the optional packages of $1, $2: $(last_error "$log") (more in $log)"
+        return 1
     fi
+}
+
+# The browser that the tests of the review page drive; any Chromium or Chrome that is there already will do.
+add_browser() {
+    if command -v chromium || command -v chromium-browser || command -v google-chrome; then return; fi >/dev/null
+    say "installing the system package chromium, for the tests in a browser"
+    add_system_package chromium || say "going on without a browser, tests in it will skip; on Debian: sudo apt install chromium"
 }
 
 # Copies pip's lines into a log; on a terminal the newest one is shown in place.

@@ -105,7 +105,7 @@ def test_no_python_new_enough(root: Path, tmp_path: Path):
 
 
 def test_goes_on_without_optional_packages(root: Path, tmp_path: Path):
-    """Where pip finds no TensorRT, one line says what that means, and the set-up is complete all the same."""
+    """Where pip finds no TensorRT and no Playwright, a line each says what that means, and the set-up is complete all the same."""
     copy = tmp_path / "repository"
     for name in ("bin/environment.sh", "pyproject.toml"):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
@@ -126,5 +126,6 @@ esac
     done = run("bash", "-euc", script, cwd=tmp_path, SLIDESTREAM_PYTHON="")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(interpreter) and (copy / ".venv/ready-test").exists()
-    (line,) = [line for line in done.stderr.splitlines() if "going on without" in line]
-    assert "their tests will skip: No matching distribution found for tensorrt-rtx" in line
+    engines, browser = [line for line in done.stderr.splitlines() if "going on without" in line]
+    assert "their tests will skip: No matching distribution found for tensorrt-rtx" in engines
+    assert "tests in a browser will skip: No matching distribution found for playwright" in browser
