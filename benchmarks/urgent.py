@@ -165,7 +165,9 @@ def _timed(command: list[str], **arguments: Any) -> subprocess.Popen:
     return subprocess.Popen(words, **arguments)
 
 
-def measure(folder: Path, model: Path, sets: list[str], drive: Callable[[Callable], Drive]) -> tuple[Drive, dict[int, dict]]:
+def measure(
+    folder: Path, model: Path, sets: list[str], drive: Callable[[Callable], Drive]
+) -> tuple[Drive, dict[int, dict]]:
     """One life of the pipeline."""
     from engines.check import prepare
 
@@ -227,11 +229,15 @@ def parts(desk: Desk, number: int, sent: dict[str, list[float]]) -> list[float]:
 
 def main() -> int:
     parser = table.parser("urgent", __doc__.splitlines()[0])
-    parser.add_argument("--urgent", default="12000x9000", metavar="WxH", help="of the urgent slide (default: %(default)s)")
+    parser.add_argument(
+        "--urgent", default="12000x9000", metavar="WxH", help="of the urgent slide (default: %(default)s)"
+    )
     parser.add_argument("--routine", default="20000x15000", metavar="WxH", help="of the others (default: %(default)s)")
     parser.add_argument("--model", type=Path, help="model directory (default: the demonstration model, or a tiny one)")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--load-s", type=float, default=3.0, help="of routine work before it comes, once to twice so long")
+    parser.add_argument(
+        "--load-s", type=float, default=3.0, help="of routine work before it comes, once to twice so long"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the configuration")
     arguments = parser.parse_args()
     machine = table.facts()

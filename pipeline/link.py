@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from dataclasses import replace
+from typing import Any
 
 import zmq
 
 from pipeline.dispatch.leases import BOOT_SHIFT
+from pipeline.line import Line
 from pipeline.wire import Beat, Hello, Message, ProtocolError, Stop, Welcome, Who, decode, encode
 
 LINGER_MS = 2000  # how long a leaving process waits for its last words to be taken
@@ -34,7 +35,7 @@ class Link:
         self._said_hello_to = 0
         self._asked_by = 0
         self.holding = False
-        self._waiting: deque[Message | None] = deque()
+        self._line = Line()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, f"{name}.{generation}".encode())
@@ -62,11 +63,13 @@ class Link:
             self._say_hello()
             self.beat()
             left = deadline - time.monotonic()
-            if not self._waiting and not self._socket.poll(max(0.0, min(left, self._beat_s)) * 1000):
+            self._listen()
+            if not len(self._line):
                 if left <= 0:
                     return None
+                self._socket.poll(max(0.0, min(left, self._beat_s)) * 1000)
                 continue
-            message = self._valid(self._waiting.popleft() if self._waiting else self._next())
+            message = self._valid(self._line.take())
             if message is not None:
                 return message
 
@@ -75,24 +78,33 @@ class Link:
 
         Nothing is taken and nothing answered: all of it is still to be received, and may be stale by then.
         """
-        fresh = []
-        while self._socket.poll(0):
-            message = self._next()
-            self._waiting.append(message)
-            if message is not None:
-                fresh.append(message)
-        return fresh
+        self._listen()
+        return self._line.fresh()
 
-    def _next(self) -> Message | None:
-        try:
-            return decode(self._socket.recv_multipart())
-        except ProtocolError:
-            return None  # only the batcher can write to this socket; what it garbles, it will find missing
+    @property
+    def pressing(self) -> bool:
+        """Whether a prompt lease is in line, as far as has been listened: by `receive` and `peek`."""
+        return self._line.pressing
 
-    def _valid(self, message: Message | None) -> Message | None:
+    def recall(self, kind: type[Message]) -> list[Any]:
+        """Leases of a kind that are not prompt and will not be received any more, the last one first."""
+        return [message for message in self._line.recall(kind) if self._ours(message)]
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                self._line.put(decode(self._socket.recv_multipart(zmq.DONTWAIT)))
+            except zmq.Again:
+                return
+            except ProtocolError:
+                continue  # only the batcher can write to this socket; what it garbles, it will find missing
+
+    def _ours(self, message: Message) -> bool:
+        lease = getattr(message, "lease", None)
+        return self._boot is not None and (lease is None or lease >> BOOT_SHIFT == self._boot)
+
+    def _valid(self, message: Message) -> Message | None:
         match message:
-            case None:
-                return None
             case Welcome():
                 self._boot = message.boot
             case Who():
@@ -101,10 +113,8 @@ class Link:
                     self._boot = None
             case Stop():
                 raise Stopped
-            case _:
-                lease = getattr(message, "lease", None)
-                if self._boot is not None and (lease is None or lease >> BOOT_SHIFT == self._boot):
-                    return message
+            case _ if self._ours(message):
+                return message
         return None
 
     def _say_hello(self) -> None:

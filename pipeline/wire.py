@@ -96,13 +96,14 @@ class Stop(Message):
 
 @dataclass(frozen=True, slots=True)
 class Open(Message):
-    """Open a slide and put its overview into overview slot `slot`."""
+    """Open a slide and put its overview into overview slot `slot`. For `prompt` see pipeline.line."""
 
     KIND: ClassVar[int] = 10
     lease: int
     slide: int
     path: str
     slot: int
+    prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,8 @@ class Fill(Message):
 
     A segment is `[slide, path, geometry, xy, source]`, with `xy` little-endian int32 (n, 2): level-0 corners of its
     patches; `source` as in Opened, empty where the slide's pixels are yet to be compared with OpenSlide's.
-    The reader closes the slot early once the first row has waited `max_delay_ms`.
+    The reader closes the slot early once the first row has waited `max_delay_ms`; also when a prompt lease comes and this
+    one is not `prompt`, and gives back (with a count of 0) those of its line that are not.
     """
 
     KIND: ClassVar[int] = 12
@@ -135,6 +137,7 @@ class Fill(Message):
     slot: int
     max_delay_ms: float
     segments: list
+    prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,12 +185,13 @@ class Planned(Message):
 
 @dataclass(frozen=True, slots=True)
 class Run(Message):
-    """Infer rows 0..count-1 of a slot."""
+    """Infer rows 0..count-1 of a slot. For `prompt` see pipeline.line."""
 
     KIND: ClassVar[int] = 30
     lease: int
     slot: int
     count: int
+    prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True)

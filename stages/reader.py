@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from pipeline import log
+from pipeline.line import is_prompt
 from pipeline.link import Link
 from pipeline.memory import SharedSlots
 from pipeline.wire import Fill, Filled, Open, Opened, Refused
@@ -91,17 +92,23 @@ class Reader:
         self._slots.overview(lease.slot, width, height)[:] = overview
         return Opened(lease.lease, source.info.to_dict(), grid.to_dict(), width, height, source.kind)
 
+    def give_back(self) -> None:
+        """A prompt lease is next: what waits behind it unread takes slots that urgent work may need."""
+        for lease in self._link.recall(Fill):
+            self._link.send(Filled(lease.lease, 0, [], []))
+
     def fill(self, lease: Fill) -> Filled:
         failures: list[list] = []
         lost: list[list] = []
         row = 0
         deadline = time.monotonic() + lease.max_delay_ms / 1000
+        yields = not lease.prompt and lease.max_delay_ms != float("inf")
         self._look_ahead()
         for slide, path, grid, packed, known in lease.segments:
             geometry_ = Geometry.from_dict(grid)
             xy = np.frombuffer(packed, "<i4").reshape(-1, 2).astype(np.int64)
             for start in range(0, len(xy), CHUNK):
-                if row and time.monotonic() > deadline:
+                if row and (time.monotonic() > deadline or (yields and self._link.pressing)):
                     return Filled(lease.lease, row, failures, lost)
                 part = xy[start : start + CHUNK]
                 rows = self._slots.patches(lease.slot, row + len(part))[row:]
@@ -140,10 +147,13 @@ def work(post: Post) -> None:
     link = post.connect(post.config["reader"]["credit"])
     reader = Reader(post, link, slots)
     while True:
-        match link.receive(post.config["supervisor"]["beat_s"]):
-            case Open() as lease:
+        lease = link.receive(post.config["supervisor"]["beat_s"])
+        if lease is not None and is_prompt(lease):
+            reader.give_back()
+        match lease:
+            case Open():
                 link.send(reader.open(lease))
-            case Fill() as lease:
+            case Fill():
                 link.send(reader.fill(lease))
 
 

@@ -41,24 +41,25 @@ class Feed:
         """Grant run leases, then fill leases, as long as there are workers, rows and room."""
         while self._records.room and (slot := self.slots.next_ready()) is not None:
             next_ = self.slots.batches[slot]
-            alone = next_.suspect
-            worker = self._board.leases.able(INFERENCE, alone, next_.killed)
+            alone, prompt = next_.suspect, next_.urgent or self.slots.contended
+            worker = self._board.leases.able(INFERENCE, alone, next_.killed, prompt)
             if worker is None:
                 break
             batch = self.slots.run(slot)
-            lease = self._board.leases.grant(worker, "run", _Running(batch, slot), now, alone)
-            self._board.send(worker, Run(lease.number, slot, batch.count))
+            lease = self._board.leases.grant(worker, "run", _Running(batch, slot), now, alone, prompt)
+            self._board.send(worker, Run(lease.number, slot, batch.count, prompt))
         while not (self._board.draining or self._board.hold_fills) and (urgent := self._due()) is not None:
             alone = self.suspects.waiting(urgent)
-            reader = self._board.leases.able(READER, alone, self.suspects.killed(urgent) if alone else ())
+            prompt = urgent or self._floor.contended
+            reader = self._board.leases.able(READER, alone, self.suspects.killed(urgent) if alone else (), prompt)
             if reader is None:
                 break
             batch = self.suspects.next(urgent) if alone else self._compose(urgent, reader.name)
             self._floor.charge(urgent, batch.count)
             slot = self.slots.fill(batch)
-            lease = self._board.leases.grant(reader, "fill", _Filling(batch, slot), now, alone)
+            lease = self._board.leases.grant(reader, "fill", _Filling(batch, slot), now, alone, prompt)
             segments = [self._segment(segment) for segment in batch.segments]
-            self._board.send(reader, Fill(lease.number, slot, self._delay_ms(batch), segments))
+            self._board.send(reader, Fill(lease.number, slot, self._delay_ms(batch), segments, prompt))
 
     def _waiting(self, urgent: bool) -> bool:
         return self.suspects.waiting(urgent) or self._schedule.waiting(urgent)

@@ -135,7 +135,7 @@ class Intake:
         for slide in sorted(waiting, key=lambda s: not s.urgent):  # stable: in the order of submission
             if not self._free_overviews or (not slide.urgent and self._prepared() >= self._board.settings.ahead):
                 break
-            reader = self._board.leases.able(READER, idle=slide.strikes > 0)
+            reader = self._board.leases.able(READER, idle=slide.strikes > 0, prompt=slide.urgent)
             if reader is None:
                 self._board.hold_fills = slide.strikes > 0
                 break
@@ -157,10 +157,11 @@ class Intake:
         )
 
     def _grant(self, worker: Worker, kind: str, slide: SlideWork, now: float) -> None:
-        number = self._board.leases.grant(worker, kind, slide, now, alone=slide.strikes > 0).number
+        prompt = slide.urgent and kind == "open"
+        number = self._board.leases.grant(worker, kind, slide, now, slide.strikes > 0, prompt).number
         message: Any
         if kind == "open":
-            message = Open(number, slide.number, slide.read_from, slide.overview_slot)
+            message = Open(number, slide.number, slide.read_from, slide.overview_slot, prompt)
         elif kind == "mask":
             width, height = slide.header["overview"]
             folder = str(work_folder(self._board.settings.folder, slide.id))

@@ -17,6 +17,7 @@ BOOT_SHIFT = 40  # leases per boot: 2**40, more than a batcher can hand out in a
 class Lease:
     """One piece of work at one worker. `subject` is what it is about: a slide, a batch and its slot.
 
+    `prompt`: its worker takes it before others that are not (pipeline.line).
     `alone`: its worker holds no other lease beside it, so that a death under it proves something (suspects.py).
     """
 
@@ -26,6 +27,7 @@ class Lease:
     subject: Any
     issued_at: float
     alone: bool = False
+    prompt: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +51,18 @@ class Worker:
             return 0
         return self.credit - len(self.leases)
 
+    @property
+    def room_ahead(self) -> int:
+        """For prompt leases: as many as it has credit, and one beyond it where others that it will overtake take that up."""
+        if self.condemned or any(lease.alone for lease in self.leases.values()):
+            return 0
+        return min(self.credit + 1 - len(self.leases), self.credit - self.prompt)
+
+    @property
+    def prompt(self) -> int:
+        """Leases that nothing overtakes."""
+        return sum(lease.prompt for lease in self.leases.values())
+
 
 class Leases:
     """The ledger of workers and leases."""
@@ -68,11 +82,14 @@ class Leases:
     def of_kind(self, kind: str) -> Iterator[Worker]:
         return (worker for worker in self.workers.values() if worker.kind == kind)
 
-    def able(self, kind: str, idle: bool = False, but: tuple[str, ...] = ()) -> Worker | None:
+    def able(self, kind: str, idle: bool = False, but: tuple[str, ...] = (), prompt: bool = False) -> Worker | None:
         """The worker of a kind with the least to do, if any has credit left; among equals the one idle for longest.
 
-        `idle`: only one that holds no lease at all will do. `but`: not one of these, as long as there are others.
+        `idle`: only one that holds no lease at all will do. `but`: not one of these, as long as there are others. `prompt`: to a
+        prompt lease, what it overtakes is nothing to do.
         """
+        if prompt and not idle:
+            return self._able_ahead(kind, but)
         best: Worker | None = None
         if but and all(worker.name in but or worker.condemned for worker in self.of_kind(kind)):
             but = ()
@@ -86,9 +103,16 @@ class Leases:
                 best = worker
         return best
 
-    def grant(self, worker: Worker, kind: str, subject: Any, now: float, alone: bool = False) -> Lease:
+    def _able_ahead(self, kind: str, but: tuple[str, ...]) -> Worker | None:
+        able = [worker for worker in self.of_kind(kind) if worker.room_ahead > 0]
+        able = [worker for worker in able if worker.name not in but] or able
+        return min(able, key=lambda worker: (worker.prompt, len(worker.leases), worker.free_since), default=None)
+
+    def grant(
+        self, worker: Worker, kind: str, subject: Any, now: float, alone: bool = False, prompt: bool = False
+    ) -> Lease:
         self._counter += 1
-        lease = Lease(self._counter, kind, worker, subject, now, alone)
+        lease = Lease(self._counter, kind, worker, subject, now, alone, prompt)
         worker.leases[lease.number] = lease
         return lease
 

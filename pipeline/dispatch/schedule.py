@@ -28,19 +28,19 @@ class Floor:
         self._ratio = share / max(1e-9, 1.0 - share)
         self._most = quantum * (1.0 + self._ratio)
         self._owed = 0.0  # rows that routine has yet to get
-        self._contended = False
+        self.contended = False
 
     def due(self, urgent: bool, routine: bool) -> bool | None:
         """Given who is waiting: True for an urgent batch, False for a routine one, None for nothing."""
-        self._contended = urgent and routine
-        if self._contended:
+        self.contended = urgent and routine
+        if self.contended:
             return self._owed < self._quantum
         self._owed = 0.0  # who does not wait is owed nothing
         return True if urgent else False if routine else None
 
     def charge(self, urgent: bool, rows: int) -> None:
         """The class that `due` named got so many rows; or urgent did, where routine had no room for its own."""
-        if urgent and self._contended:
+        if urgent and self.contended:
             self._owed = min(self._most, self._owed + rows * self._ratio)
         elif not urgent:
             self._owed = max(0.0, self._owed - rows)

@@ -103,6 +103,11 @@ class SlotPool:
         urgent = self._floor.due(bool(self._ready[True]), bool(self._ready[False]))
         return None if urgent is None else self._ready[urgent][0]
 
+    @property
+    def contended(self) -> bool:
+        """Whether both classes were ready when the next slot was last asked for."""
+        return self._floor.contended
+
     def run(self, slot: int) -> Batch:
         """READY → RUNNING for the first of the ready ones."""
         batch = self.batches[slot]

@@ -77,3 +77,14 @@ def test_peeking_answers_nothing(line: tuple[Batcher, Link]) -> None:
     assert link.receive(5) == fill(2, 1)
     with pytest.raises(Stopped):
         link.receive(5)
+
+
+def test_a_prompt_lease_is_received_first(line: tuple[Batcher, Link]) -> None:
+    """Though others came before it; those that are taken back are not received, and none of a batcher that is gone."""
+    batcher, link = line
+    urgent = Fill((1 << BOOT_SHIFT) + 9, 0, 100.0, [], True)
+    batcher.send(Welcome(1), fill(1, 1), fill(1, 2), fill(0, 3), urgent)
+    assert len(peeked(link, 5)) == 5 and link.pressing
+    assert link.receive(5) == urgent and not link.pressing
+    assert link.recall(Fill) == [fill(1, 2), fill(1, 1)]
+    assert link.receive(0) is None

@@ -43,7 +43,8 @@ def check_grant(world: World, child: Process | None, lease: Any) -> None:
     if child is not None:
         assert (child.name, child.generation) not in world.condemned, f"{child.name} is condemned and gets work"
         outstanding = [held for held in child.valid_leases() if held.lease >> BOOT_SHIFT == world.boot]
-        assert len(outstanding) < child.credit, f"{child.name} gets more than its credit"
+        prompt = getattr(lease, "prompt", False)
+        assert len(outstanding) < child.credit + prompt, f"{child.name} gets more than its credit"
     if isinstance(lease, Fill):
         check_priority(world, lease)
 
@@ -96,7 +97,7 @@ def audit(world: World) -> None:
         return
     leases = [lease for worker in mind._board.leases.workers.values() for lease in worker.leases.values()]
     for worker in mind._board.leases.workers.values():
-        assert len(worker.leases) <= worker.credit
+        assert len(worker.leases) <= worker.credit + 1 and worker.prompt <= worker.credit
     slots = mind._feed.slots
     held = {FILLING: 0, RUNNING: 0}
     batches = [slots.batches[i] for i, state in enumerate(slots.states) if state == READY]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.dispatch.leases import BOOT_SHIFT
+from pipeline.line import Line, is_prompt
 from pipeline.wire import (
     Ask,
     Beat,
@@ -122,7 +123,7 @@ class Process:
         self.cause, self.blame = "", False
         self.boot: int | None = None
         self.said_hello_to = 0
-        self.queue: deque[Any] = deque()
+        self.queue = Line()
         self.slow = self.rng.random() < 0.15
         self._hello(0)
 
@@ -158,20 +159,26 @@ class Process:
             case _:
                 lease = getattr(message, "lease", None)
                 if self.boot is not None and (lease is None or lease >> BOOT_SHIFT == self.boot):
-                    self.queue.append(message)
+                    self.queue.put(message)
 
     def forget(self) -> None:
         self.queue.clear()
 
     def busy(self) -> bool:
-        return bool(self.queue)
+        return bool(len(self.queue))
 
     def work(self) -> bool:
         """Serve the first lease in line."""
-        if not self.queue:
+        if not len(self.queue):
             return False
-        self.serve(self.queue.popleft())
+        lease = self.queue.take()
+        if is_prompt(lease):
+            self.give_back()
+        self.serve(lease)
         return True
+
+    def give_back(self) -> None:
+        """A prompt lease is next."""
 
     def serve(self, lease: Any) -> None:
         raise NotImplementedError
@@ -182,7 +189,7 @@ class Process:
 
     def valid_leases(self) -> list[Any]:
         """Every lease that this process works on, or may yet: in work, in line, or still in its inbox."""
-        leases = [*self.active(), *self.queue]
+        leases = [*self.active(), *self.queue.messages()]
         boot = self.boot
         for message in self.inbox:
             if isinstance(message, Welcome):
@@ -223,7 +230,11 @@ class Reader(Process):
         self.current = None
 
     def busy(self) -> bool:
-        return self.current is not None or bool(self.queue)
+        return self.current is not None or bool(len(self.queue))
+
+    def give_back(self) -> None:
+        for lease in self.queue.recall(Fill):
+            self.send(Filled(lease.lease, 0, [], []))
 
     def active(self) -> list[Any]:
         return [] if self.current is None else [self.current]
@@ -254,7 +265,8 @@ class Reader(Process):
         """One row."""
         lease: Fill = self.current
         rows = [(s, xy) for s, _, _, packed, _ in lease.segments for xy in np.frombuffer(packed, "<i4").reshape(-1, 2)]
-        if self.row == len(rows) or (self.row and lease.max_delay_ms < 1e6 and self.rng.random() < self.world.early):
+        early = self.rng.random() < self.world.early or (not lease.prompt and self.queue.pressing)
+        if self.row == len(rows) or (self.row and lease.max_delay_ms < 1e6 and early):
             self.current = None
             self.send(Filled(lease.lease, self.row, self.failures, self.lost))
             return
@@ -313,13 +325,13 @@ class Inference(Process):
         self.running.clear()
 
     def busy(self) -> bool:
-        return bool(self.queue or self.running)
+        return bool(len(self.queue) or self.running)
 
     def active(self) -> list[Any]:
         return [e.lease for e in self.running if not e.consumed]
 
     def work(self) -> bool:
-        if self.queue and len(self.running) < self.contexts and (not self.running or self.rng.random() < 0.5):
+        if len(self.queue) and len(self.running) < self.contexts and (not self.running or self.rng.random() < 0.5):
             return super().work()
         if not self.running:
             return False
@@ -375,10 +387,10 @@ class Aggregator(Process):
         super().__init__(*args)
 
     def busy(self) -> bool:
-        return bool(self.queue or self.unflushed)
+        return bool(len(self.queue) or self.unflushed)
 
     def work(self) -> bool:
-        if self.unflushed and (not self.queue or self.rng.random() < 0.1):
+        if self.unflushed and (not len(self.queue) or self.rng.random() < 0.1):
             self.flush()
             return True
         return super().work()

@@ -579,8 +579,7 @@ def test_a_slide_may_become_routine_again() -> None:
     made = desk("reader-0", credit=1, slots=9)
     made.planned(1, 100)
     made.planned(2, 100, urgent=True)
-    made.filled("reader-0", made.fill("reader-0"))
-    assert patches(made.fill("reader-0"))[0][0] == 2
+    assert [patches(lease)[0][0] for lease in made.sent("reader-0", Fill)] == [1, 2]
     made.supervisor(Amend(2, False, False))
     drawn = []
     for name in ("reader-1", "reader-2"):
@@ -710,3 +709,32 @@ def test_a_cancelled_slide_ends_only_when_every_worker_has_spoken() -> None:
     assert made.sent("supervisor", SlideDone) == []
     made.hello("writer-0", 1)
     assert [done.state for done in made.sent("supervisor", SlideDone)] == ["cancelled"]
+
+
+def test_what_a_reader_gives_back_unread_is_read_later() -> None:
+    """An urgent lease goes beyond the credit that routine ones take up; those come back, and their slots are free for it."""
+    made = desk("reader-0", credit=2, slots=4)
+    made.planned(1, 100)
+    first, second = made.sent("reader-0", Fill)
+    assert not first.prompt and not second.prompt
+    made.planned(2, 100, urgent=True)
+    urgent = made.fill("reader-0")
+    assert urgent.prompt and patches(urgent)[0][0] == 2
+    made.filled("reader-0", first, 1)
+    made.filled("reader-0", second, 0)
+    assert made.mind.report().status["slots"] == {"free": 1, "filling": 2, "ready": 1, "running": 0}
+    assert [patches(lease)[0][0] for lease in made.sent("reader-0", Fill)] == [2]
+
+
+def test_what_routine_is_owed_beside_urgent_work_is_prompt_too() -> None:
+    """Else workers would always put it off."""
+    made = desk("reader-0", credit=1, slots=200, floor=0.5)
+    made.planned(1, 800)
+    made.fill("reader-0")
+    made.planned(2, 800, urgent=True)
+    seen = set()
+    for _ in range(40):
+        for lease in made.sent("reader-0", Fill):
+            seen.add((patches(lease)[0][0], lease.prompt))
+            made.filled("reader-0", lease)
+    assert seen == {(1, True), (2, True)}

@@ -100,3 +100,30 @@ def test_the_dead_leave_all_their_leases() -> None:
     granted = [leases.grant(worker, "fill", n, 0.0) for n in range(3)]
     assert leases.leave(worker) == granted
     assert leases.get("reader-0", 1) is None and leases.able("reader") is None
+
+
+def test_a_prompt_lease_goes_beyond_credit_by_one() -> None:
+    """Where what it overtakes takes up all credit; of prompt ones there are never more than credit."""
+    leases = ledger(2)
+    worker = leases.get("reader-0", 1)
+    first = [leases.grant(worker, "fill", None, 0.0) for _ in range(2)]
+    assert leases.able("reader") is None and leases.able("reader", prompt=True) is worker
+    leases.grant(worker, "fill", None, 0.0, prompt=True)
+    assert leases.able("reader", prompt=True) is None
+    for lease in first:
+        leases.settle(worker, lease.number, "fill", 1.0)
+    leases.grant(leases.able("reader", prompt=True), "fill", None, 0.0, prompt=True)
+    assert leases.able("reader", prompt=True) is None
+
+
+def test_a_prompt_lease_goes_where_the_fewest_are() -> None:
+    """What it overtakes does not count; among equals the one with the least to do."""
+    leases = ledger(2, 2)
+    a, b = leases.get("reader-0", 1), leases.get("reader-1", 1)
+    leases.grant(a, "fill", None, 0.0)
+    leases.grant(a, "fill", None, 0.0)
+    assert leases.able("reader", prompt=True) is b
+    leases.grant(b, "fill", None, 0.0, prompt=True)
+    assert leases.able("reader", prompt=True) is a
+    leases.grant(a, "fill", None, 0.0, alone=True)
+    assert leases.able("reader", prompt=True) is b
