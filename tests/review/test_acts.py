@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from review import acts, guard, signoff, users
 from review.acts import BadAct, NotAllowed, Review, Row
 from review.facts import slide_key
-from review.outline import OutlineError, area_px, crosses, parse_outline
+from review.outline import OutlineError, area_px, crosses, fill, parse_outline
 from tests.review.page import PASSWORD, TUMOUR, Browser, Page, facts, region, serve
 
 KEY = slide_key("ward/甲 1")
@@ -324,3 +324,18 @@ def test_acts_that_make_no_sense_are_422(page: Page) -> None:
         assert (answer.status, answer.json["code"]) == (422, code), answer.body
     assert anna.act(KEY, None, "undo").json["code"] == "revision"
     assert page.log.head.n == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(-2, 14), st.integers(-2, 14)), min_size=3, max_size=8))
+def test_pixels_are_in_an_outline_when_their_centres_are(points: list[tuple[int, int]]) -> None:
+    """Even-odd, counted against a plain test of each centre; outlines may cross themselves and leave the picture."""
+    mask = fill([(x + 0.25, y + 0.25) for x, y in points], 12, 10)
+    for row in range(10):
+        for column in range(12):
+            inside = False
+            for (ax, ay), (bx, by) in zip(points, [*points[1:], points[0]], strict=True):
+                y = row + 0.25  # the centre, as the points are moved
+                if (ay > y) != (by > y) and column + 0.25 >= ax + (y - ay) * (bx - ax) / (by - ay):
+                    inside = not inside
+            assert bool(mask[row, column]) == inside
