@@ -7,9 +7,9 @@
 # smoke     the tests for GPUs, then a little of everything                 12 minutes
 # bits      the same bits over contexts, rows, batches, load, processes     3 minutes
 # engines   every engine and precision beside PyTorch                       8 minutes
-# stage     the inference stage against the bare loop; kill -9              5 minutes
+# stage     the inference stage against the bare loop; kill -9              8 minutes
 # whole     from disk to disk, on 16, 8 and 4 cores                         7 minutes
-# trained   FP16 and INT8 on a trained DenseNet-121 (WHEEL, LABELLED)       2 minutes
+# trained   FP16 and INT8 on a trained DenseNet-121 (WHEEL, LABELLED)       4 minutes
 #
 # Networks, engines and slides are made in FOLDER (default: /tmp/slidestream-gpu; 20 GB) and kept for the next part.
 # JSON goes to $OUT (default: the current folder). $PYTHON (default: .venv/bin/python or python3) must have slidestream's
@@ -40,7 +40,7 @@ case $part in
     bench 90 benchmarks.gpu_stage --networks resnet50 --batches 64 --contexts 2 --seconds 1 --folder "$folder" --out "$out/smoke-stage.json"
     bench 60 benchmarks.recovery --network resnet50 --blocks 8 --kills 1 --folder "$folder" --out "$out/smoke-recovery.json"
     bench 90 benchmarks.whole --networks resnet50 --cores 16 --large 6x6 --large-count 1 --count 6 --seconds 1 --folder "$folder" --out "$out/smoke-whole.json"
-    bench 170 benchmarks.engines --networks resnet50 --batches 64 --compiled-batches 64 --contexts 2 --seconds 0.3 --folder "$folder" --out "$out/smoke-engines.json"
+    bench 270 benchmarks.engines --networks resnet50 --batches 64 --compiled-batches 64 --contexts 2 --seconds 0.3 --folder "$folder" --out "$out/smoke-engines.json"
     ;;
   bits)
     bench 240 benchmarks.same_bits --network resnet50 --folder "$folder" --out "$out/bits-resnet50.json"
@@ -54,7 +54,7 @@ case $part in
     bench 120 benchmarks.gpu_stage --networks vit_b_16 --batches 64 128 --contexts 1 2 3 --seconds 1.5 --folder "$folder" --out "$out/stage-vit.json"
     bench 80 benchmarks.gpu_stage --networks resnet50 vit_b_16 --batches 64 --processes 2 --contexts 1 2 --seconds 1.5 --folder "$folder" --out "$out/stage-two.json"
     bench 90 benchmarks.recovery --network resnet50 --kills 3 --folder "$folder" --out "$out/recovery.json"
-    bench 100 benchmarks.gpu_stage --networks resnet50 --engine aoti --batches 128 --contexts 2 3 --seconds 1.5 --folder "$folder" --out "$out/stage-aoti.json"
+    bench 300 benchmarks.gpu_stage --networks resnet50 --engine aoti --batches 128 --contexts 2 3 --seconds 1.5 --folder "$folder" --out "$out/stage-aoti.json"
     ;;
   whole)
     bench 200 benchmarks.whole --networks resnet50 --folder "$folder" --out "$out/whole-resnet50.json"
@@ -65,7 +65,7 @@ case $part in
     ;;
   trained)
     bench 90 benchmarks.trained "${WHEEL:?}" "$folder/trained"
-    bench 200 pipeline.cli bench engine "$folder/trained" --labelled "${LABELLED:?}" --positive tumour --variants "tensorrt fp32" \
+    bench 330 pipeline.cli bench engine "$folder/trained" --labelled "${LABELLED:?}" --positive tumour --variants "tensorrt fp32" \
       "tensorrt fp16" "tensorrt int8" "aoti fp16" --batches 64 --compiled-batches 64 --contexts 3 ${TISSUE:+--tissue "$TISSUE"} --out "$out/trained.json"
     ;;
   *)
