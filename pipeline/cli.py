@@ -19,6 +19,7 @@ from pipeline.config import Config, ConfigError, load_config
 from pipeline.memory import MemoryLack
 from pipeline.service import command as service_command
 from pipeline.worker import EXIT_CONFIGURATION, EXIT_FAULT
+from review import command as review_command
 from review import user_command
 from slides.errors import SlideError
 
@@ -38,6 +39,7 @@ Run cancer-detection models over whole-slide images: slides in, heatmaps out.
   slidestream run SLIDES/ --out RESULTS/    run a model over a folder of slides
   slidestream check                         what it would use on this machine
   slidestream engine build MODEL            an engine for this machine's GPU
+  slidestream review --results RESULTS/     look at results, judge and sign them
 """
 
 RUN_EPILOG = f"""\
@@ -131,6 +133,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     service_command.add_parser(commands)
     engine_command.add_parser(commands)
     model_command.add_parser(commands)
+    review_command.add_parser(commands)
     user_command.add_parser(commands)
 
     bench = commands.add_parser(

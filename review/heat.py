@@ -8,6 +8,7 @@ nothing was inferred).
 from __future__ import annotations
 
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,11 @@ from review.errors import Refused
 from slides.plan import Plan
 
 MAGIC, VERSION = b"SSH1", 1
-# `next` of a table to which nothing will be added.
+# `next`: eight bits of the journal's epoch, so that another journal's count is not taken for this one's, and 24 of its
+# changes. FINAL: of a table to which nothing will be added.
 FINAL = 0xFFFFFFFF
+_COUNT_BITS = 24
+_EPOCHS = 0xFF
 NO_REASON = "its reason was not kept"
 
 
@@ -46,6 +50,7 @@ class Table:
     grid: dict[str, Any]
     version: str
     changed: npt.NDArray[np.int32] | None = None
+    epoch: int = 0
 
     @property
     def bytes(self) -> int:
@@ -66,8 +71,10 @@ def encode(table: Table, since: int = 0) -> bytes:
     if table.changed is None:
         following, which = FINAL, (slice(0, 0) if since == FINAL else slice(None))
     else:
-        following = len(table.changed)
-        which = np.unique(table.changed[since:]) if 0 < since <= following else slice(None)
+        count, epoch = len(table.changed), table.epoch << _COUNT_BITS
+        following = epoch | min(count, (1 << _COUNT_BITS) - 1)
+        known = 0 < since - epoch <= count
+        which = np.unique(table.changed[since - epoch :]) if known else slice(None)
     columns, rows, states = table.columns[which], table.rows[which], table.states[which]
     n, classes = len(states), table.probabilities.shape[1]
     probabilities = np.nan_to_num(table.probabilities[which])
@@ -91,9 +98,17 @@ def running(follower: Follower, plan: Plan, classes: tuple[str, ...], part: slic
     changed = follower.changed
     # Copies: the follower goes on in another thread.
     return Table(
-        plan.columns, plan.rows, own.states.copy(), own.probabilities.copy(), dict(own.reasons), classes,
-        header["geometry"], f"journal-{len(changed)}", changed,
-    )  # fmt: skip
+        plan.columns,
+        plan.rows,
+        own.states.copy(),
+        own.probabilities.copy(),
+        dict(own.reasons),
+        classes,
+        header["geometry"],
+        f"journal-{len(changed)}",
+        changed,
+        zlib.crc32(repr(header["key"]).encode() + header["plan"]) % _EPOCHS,
+    )
 
 
 def finished(out: Path, slide: str, summary: dict[str, Any], version: str) -> Table:
@@ -101,23 +116,22 @@ def finished(out: Path, slide: str, summary: dict[str, Any], version: str) -> Ta
     classes = tuple((summary.get("model") or {}).get("classes") or ())
     outputs, grid = summary.get("outputs") or {}, summary.get("reading")
     if grid is None or not classes:
-        return _empty(classes, grid or {}, version)
+        return nothing(classes, grid or {}, version)
     for name, read in (("parquet", _from_parquet), ("csv", _from_csv)):
         path = out / output_path(slide, name)  # not what the summary says: a path out of the folder is not followed
         if name in outputs and path.is_file():
             return read(path, summary, classes, grid, version)
     if not summary["patches"]["planned"]:
-        return _empty(classes, grid, version)
+        return nothing(classes, grid, version)
     raise Refused(
         404, "no_table", "this result has no table of its patches; run again with csv or parquet in results.formats"
     )
 
 
-def _empty(classes: tuple[str, ...], grid: dict[str, Any], version: str) -> Table:
-    none = np.zeros(0, np.int32)
-    return Table(
-        none, none, np.zeros(0, np.uint8), np.zeros((0, len(classes)), np.float32), {}, classes, grid, version
-    )  # fmt: skip
+def nothing(classes: tuple[str, ...], grid: dict[str, Any] | None = None, version: str = "") -> Table:
+    """The table of a slide without patches."""
+    none, states = np.zeros(0, np.int32), np.zeros(0, np.uint8)
+    return Table(none, none, states, np.zeros((0, len(classes)), np.float32), {}, classes, grid or {}, version)
 
 
 def _from_parquet(

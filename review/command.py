@@ -1,0 +1,192 @@
+"""`slidestream review`: a results folder as a page for pathologists."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import os
+import signal
+import ssl
+import sys
+from pathlib import Path
+
+from pipeline.overrides import ConfigError
+
+DESCRIPTION = """\
+Serve a results folder as a page: worklist, slides with their heatmaps, suspicious regions, verdicts and signatures.
+
+It may run while `slidestream run` writes to the folder: heatmaps grow as they are looked at. Without --users only this
+machine can reach it, and everybody on it is one reviewer, named after who started it.
+"""
+
+EPILOG = """\
+examples:
+  slidestream review --results results
+  slidestream user add alice --role reviewer --users users.json
+  slidestream review --results results --users users.json --slides /slides
+  slidestream review --results results --users users.json --host 10.0.0.5 --certificate cert.pem --key key.pem
+  slidestream review verify-log --results results
+"""
+
+DEFAULT_PORT = 8017
+CONNECTIONS = 256
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("--results", type=Path, metavar="DIR", help="the results folder")
+    parser.add_argument(
+        "--slides",
+        type=Path,
+        metavar="ROOT",
+        help="open no slide outside of this folder (default: those of the results)",
+    )
+    parser.add_argument("--users", type=Path, metavar="FILE", help="users with passwords and roles (slidestream user)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="(default: %(default)s; 0: any that is free)")
+    parser.add_argument("--certificate", type=Path, metavar="FILE", help="for TLS: the certificate and its chain, PEM")
+    parser.add_argument("--key", type=Path, metavar="FILE", help="for TLS: the certificate's key, PEM")
+    parser.add_argument(
+        "--name", action="append", default=[], metavar="HOST", help="a name under which the page is asked; repeatable"
+    )
+    parser.add_argument(
+        "--proxy", action="append", default=[], metavar="ADDRESS", help="a reverse proxy in front of it; repeatable"
+    )
+    parser.add_argument(
+        "--trusted-header", metavar="NAME", help="the proxy's header that names who is signed in (needs --proxy)"
+    )
+    parser.add_argument(
+        "--default-role",
+        choices=("viewer", "reviewer", "admin"),
+        help="of users that the proxy names and the file does not",
+    )
+    parser.add_argument(
+        "--insecure",
+        action="store_true",
+        help="listen on other addresses also without users or TLS: others can read all",
+    )
+
+
+def review(args: argparse.Namespace) -> int:
+    """Until SIGTERM or Ctrl-C; the exit code. ConfigError where it cannot be served as asked."""
+    from review.errors import ReviewError
+
+    try:
+        return _serve(args)
+    except ReviewError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _serve(args: argparse.Namespace) -> int:
+    import uvicorn
+
+    from pipeline.service.web import HEAD_BYTES, Impatient, listen
+    from review.app import Page, application
+    from review.catalogue import Catalogue
+    from review.guard import implicit, password_users, trusted_header
+    from review.live import Live
+    from review.log import NAME, ReviewLog
+    from review.reading import Reading
+    from review.security import Listening, check_listening
+    from review.slide_pool import SlidePool
+
+    if args.results is None:
+        raise ConfigError("--results: name the results folder")
+    if not args.results.is_dir():
+        raise ConfigError(f"--results {args.results}: is no folder; name one that slidestream has written to")
+    if args.slides is not None and not args.slides.is_dir():
+        raise ConfigError(f"--slides {args.slides}: is no folder")
+    tls = _tls(args)
+    trusted = args.trusted_header is not None
+    check_listening(
+        Listening(host=args.host, users=args.users is not None, tls=tls, trusted=trusted, override=args.insecure)
+    )
+    if trusted:
+        guard = trusted_header(args.trusted_header, args.proxy, args.users, args.default_role)
+    elif args.users is not None:
+        # With a session file beside the results, nobody is signed out by a restart.
+        guard = password_users(args.users, args.results / "review-sessions.sqlite", tls=tls, proxies=args.proxy)
+    else:
+        guard = implicit(getpass.getuser())
+    try:
+        listening = listen(args.host, args.port)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--host {args.host} --port {args.port}: {reason}; name another") from error
+    catalogue = Catalogue(args.results, args.slides)
+    page = Page(Reading(catalogue, SlidePool()), guard, ReviewLog(args.results / NAME), Live(catalogue))
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    config = uvicorn.Config(
+        application(page, names(args.host, args.name), tls),
+        loop="asyncio",
+        http=Impatient,
+        ws="none",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=2,
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        ssl_certfile=args.certificate,
+        ssl_keyfile=args.key,
+    )
+    print(f"{args.results} is served at http{'s' if tls else ''}://{shown}:{port}/", file=sys.stderr, flush=True)
+    if args.users is None and not trusted:
+        print(
+            f"without --users: everybody on this machine is the reviewer {getpass.getuser()}",
+            file=sys.stderr,
+            flush=True,
+        )
+    # A terminal that is closed ends it like Ctrl-C does.
+    signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    uvicorn.Server(config).run(sockets=[listening])
+    return 0
+
+
+def names(host: str, more: list[str]) -> list[str]:
+    """The names under which the page may be asked: others would be other sites' (DNS rebinding)."""
+    own = [] if host in ("0.0.0.0", "::") else [host]  # that is no name anybody asks under
+    every = ("localhost", "127.0.0.1", "::1", *own, *more)
+    return [f"[{name}]" if ":" in name else name for name in every]
+
+
+def _tls(args: argparse.Namespace) -> bool:
+    """Whether TLS is asked for. ConfigError where certificate and key do not go together."""
+    if (args.certificate is None) != (args.key is None):
+        raise ConfigError("--certificate and --key: TLS needs both")
+    if args.certificate is None:
+        return False
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(args.certificate, args.key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"--certificate {args.certificate}, --key {args.key}: cannot be used ({error})") from error
+    return True
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """`review`, and `review verify-log`."""
+    from review import verify_command
+
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser(
+        "review",
+        help="look at results, judge and sign them",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=raw,
+    )
+    add_arguments(parser)
+    parser.set_defaults(command=review)
+    within = parser.add_subparsers(metavar="WHAT", title="what else")
+    proof = within.add_parser(
+        "verify-log",
+        help="prove that the log of reviews is whole",
+        description=verify_command.DESCRIPTION,
+        formatter_class=raw,
+    )
+    verify_command.add_arguments(proof)
+    proof.set_defaults(command=verify_command.verify)

@@ -1,0 +1,166 @@
+"""What the acts and exports ask of a slide (`review.facts.Slides`), and the routes of the slide itself, from the catalogue."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from results.layout import output_path
+from review import regions
+from review.catalogue import Catalogue, Entry
+from review.errors import Refused
+from review.facts import Facts
+from review.slide_pool import SlidePool
+from review.tiles import Picture
+from slides.errors import SlideError
+
+THRESHOLD = 0.5
+# No region is left out by its size unless somebody wants that: a metastasis may be one patch.
+MIN_UM2 = 0.0
+# Beyond so many nobody steps through them: the threshold is too low.
+REGIONS_MOST = 2000
+
+
+class Reading:
+    """The slides of a results folder: a `review.facts.Slides`. Every method may block; from any thread."""
+
+    def __init__(self, catalogue: Catalogue, pool: SlidePool) -> None:
+        self.catalogue = catalogue
+        self.pool = pool
+
+    def facts(self, key: str) -> Facts | None:
+        """See `Slides`."""
+        entry = self.catalogue.look().get(key)
+        if entry is None:
+            return None
+        data, summary = self._summary(entry)
+        width, height = entry.size or (0, 0)
+        mpp_x, mpp_y = entry.mpp or (0.0, 0.0)
+        bounds = summary.get("bounds")
+        return Facts(
+            key=key,
+            id=entry.id,
+            path=entry.path,
+            state=entry.state,
+            reason=entry.reason,
+            width=width,
+            height=height,
+            mpp_x=mpp_x,
+            mpp_y=mpp_y,
+            bounds=tuple(bounds) if bounds else None,
+            classes=entry.classes,
+            heatmap_class=entry.heatmap_class,
+            model=summary.get("model") or self._running_model(entry),
+            engine=summary.get("engine") or {},
+            patches={"planned": entry.planned, "inferred": entry.inferred, "failed": entry.failed},
+            result=hashlib.sha256(data).hexdigest() if data else "",
+        )
+
+    def regions(self, key: str, name: str, threshold: float, min_um2: float) -> list[dict[str, Any]]:
+        """See `Slides`."""
+        return [region.to_dict() for region in self.found(key, name, threshold, min_um2)[:REGIONS_MOST]]
+
+    def found(self, key: str, name: str | None, threshold: float, min_um2: float) -> list[regions.Region]:
+        """All of them; those of a slide that has no table yet are none. Refused as by `Catalogue.regions`."""
+        try:
+            return self.catalogue.regions(key, name, threshold, min_um2)
+        except Refused as refusal:
+            if refusal.code == "no_table" and self.catalogue.entry(key).state in ("waiting", "running"):
+                return []
+            raise
+
+    def picture(self, key: str, x: int, y: int, w: int, h: int, px: int) -> bytes:
+        """See `Slides`."""
+        entry = self.catalogue.entry(key)
+        try:
+            return self.region(entry, x, y, w, h, px, False).jpeg
+        except Refused as refusal:
+            raise SlideError(entry.path, refusal.message) from refusal
+
+    def defaults(self, key: str) -> tuple[str, float, float]:
+        """See `Slides`."""
+        entry = self.catalogue.entry(key)
+        return entry.heatmap_class or "", THRESHOLD, MIN_UM2
+
+    def region(self, entry: Entry, x: int, y: int, w: int, h: int, px: int, icc: bool) -> Picture:
+        """A part of a slide, level-0 px. Refused where it cannot be shown."""
+        what = ("region", x, y, w, h, px, icc)
+        return self.pool.picture(self.catalogue.file(entry), what, lambda slide: slide.region(x, y, w, h, px, icc))
+
+    def shown(self, entry: Entry) -> dict[str, Any]:
+        """How the slide can be looked at; with `levels` empty, and a `problem`, where it cannot."""
+        try:
+            with self.pool.slide(self.catalogue.file(entry)) as slide:
+                return {
+                    "width": slide.info.width,
+                    "height": slide.info.height,
+                    "levels": [level.to_dict() for level in slide.levels],
+                    "tiles": "passthrough" if slide.passthrough else "rendered",
+                    "icc": slide.icc,
+                    "objective_power": slide.info.objective_power,
+                    "bounds": list(slide.info.bounds) if slide.info.bounds else None,
+                    "problem": None,
+                }
+        except Refused as refusal:
+            width, height = entry.size or (None, None)
+            return {
+                "width": width,
+                "height": height,
+                "levels": [],
+                "tiles": None,
+                "icc": False,
+                "objective_power": None,
+                "bounds": None,
+                "problem": {"error": refusal.message, "code": refusal.code},
+            }
+
+    def detail(self, key: str) -> dict[str, Any]:
+        """All that is known of a slide but its review and who looks at it. Refused (404)."""
+        entry = self.catalogue.entry(key)
+        _, summary = self._summary(entry)
+        return {
+            **entry.to_row(),
+            **self.shown(entry),
+            # One number where the axes agree, as they do but for odd scanners.
+            "mpp": sum(entry.mpp) / 2 if entry.mpp else None,
+            "mpp_xy": list(entry.mpp) if entry.mpp else None,
+            "classes": list(entry.classes),
+            "heatmap_class": entry.heatmap_class,
+            "model": summary.get("model") or self._running_model(entry) or None,
+            "engine": summary.get("engine"),
+            "grid": grid(entry),
+            "defaults": {"class": entry.heatmap_class, "threshold": THRESHOLD, "min_um2": MIN_UM2},
+            # No route shows them.
+            "label_available": False,
+        }
+
+    def identity(self, entry: Entry) -> dict[str, Any]:
+        """Model and engine of a slide, for the patch under the pointer."""
+        _, summary = self._summary(entry)
+        model = summary.get("model") or self._running_model(entry)
+        engine = summary.get("engine") or {}
+        return {"model": model.get("name"), "engine": engine.get("engine") or engine.get("name")}
+
+    def _running_model(self, entry: Entry) -> dict[str, Any]:
+        models = [model for model in self.catalogue.run.models if model.out == entry.out]
+        return dict(models[0].facts) if models else {}
+
+    def _summary(self, entry: Entry) -> tuple[bytes, dict[str, Any]]:
+        """The bytes and values of the summary that the entry is made of; nothing while there is none."""
+        if entry.finished is None or not entry.version.startswith("summary"):
+            return b"", {}
+        try:
+            data = (entry.out / output_path(entry.slide, "summary")).read_bytes()
+            values = json.loads(data)
+        except (OSError, ValueError):
+            return b"", {}
+        return data, values if isinstance(values, dict) else {}
+
+
+def grid(entry: Entry) -> dict[str, int] | None:
+    """Where patches lie, level-0 px."""
+    if entry.grid is None:
+        return None
+    names = ("columns", "rows", "origin_x", "origin_y", "step_x", "step_y", "patch_width", "patch_height")
+    return {name: int(entry.grid.get(name) or 0) for name in names}
