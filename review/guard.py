@@ -22,12 +22,14 @@ from typing import Protocol
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pipeline import log
 from review.errors import Refused, ReviewError, UsersError
 from review.security import Network, among, asker, house, networks, peer, same_origin
 from review.sessions import ADDRESS_PACE, USER_PACE, Limiter, Session, Sessions
 from review.users import ROLES, User, Users, check_name, check_role, matches, name_key
 
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
+KNOWN_MOST = 10_000
 FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 
 
@@ -106,17 +108,17 @@ class Guard:
     def check_password(self, request: Request, identity: Identity, password: str) -> None:
         """The password once more, for a signature. Refused as by `sign_in`."""
         if isinstance(self._way, Passwords):
-            self._way.check(request, identity.user, password)
+            self._way.check(request, identity.user, password, within=True)
 
     def sign_out(self, identity: Identity) -> None:
         """End the session."""
         if isinstance(self._way, Passwords) and identity.token is not None:
             self._way.sessions.end(identity.token)
 
-    def set_cookie(self, response: Response, token: str | None) -> None:
+    def set_cookie(self, request: Request, response: Response, token: str | None) -> None:
         """Give the browser the session's cookie, or take it away (None)."""
         if isinstance(self._way, Passwords):
-            self._way.set_cookie(response, token)
+            self._way.set_cookie(request, response, token)
 
 
 def implicit(name: str) -> Guard:
@@ -179,6 +181,7 @@ class Passwords:
         # With this prefix a browser takes the cookie over TLS from this very host only.
         self._cookie = "__Host-slidestream" if tls else "slidestream"
         self._by_user, self._by_address = Limiter(USER_PACE), Limiter(ADDRESS_PACE)
+        self._known: dict[tuple[str, str], None] = {}  # users and addresses that have signed in, oldest first
 
     def who(self, request: Request, touch: bool) -> Identity | None:
         token = request.cookies.get(self._cookie)
@@ -203,11 +206,16 @@ class Passwords:
         if old:
             self.sessions.end(old)
         token, session = self.sessions.start(user.name, _stamp(user))
+        log.get_logger().info("signed in", user=user.name, role=user.role)
         return token, Identity(user.name, user.role, session.csrf, "password", session.expires, token)
 
-    def check(self, request: Request, name: str, password: str) -> User:
+    def check(self, request: Request, name: str, password: str, within: bool = False) -> User:
+        """The user, where this is the password. `within`: asked from a session of that user."""
         now, address = self._clock(), house(asker(request, self._proxies))
         key = hashlib.sha256(name_key(name).encode("utf-8", "replace")).hexdigest()
+        # Strangers' guesses must not lock a user out of the places that the user works from.
+        if within or (key, address) in self._known:
+            key = f"{key} {address}"
         wait = self._by_address.attempt(address, now)
         if wait <= 0:
             wait = self._by_user.attempt(key, now)
@@ -217,15 +225,21 @@ class Passwords:
             raise Refused(429, "slow_down", "too many attempts; wait a little", retry_after=math.ceil(wait))
         user = self._users.get(name)
         if not matches(user, password) or user is None:
+            # A name that nobody has may be a password in the wrong field.
+            log.get_logger().warning("sign-in refused", user=user.name if user else "(no such user)", address=address)
             raise Refused(401, "wrong", "name or password is wrong")
         # A right password clears its user, but takes from the address only its own attempt: otherwise whoever has one account
         # could guess all others' without a brake.
         self._by_user.succeeded(key)
         self._by_address.undo(address)
+        self._known[key.partition(" ")[0], address] = None
+        while len(self._known) > KNOWN_MOST:
+            del self._known[next(iter(self._known))]
         return user
 
-    def set_cookie(self, response: Response, token: str | None) -> None:
-        settings = {"path": "/", "secure": self._tls, "httponly": True, "samesite": "strict"}
+    def set_cookie(self, request: Request, response: Response, token: str | None) -> None:
+        outside = among(peer(request), self._proxies) and request.headers.get("x-forwarded-proto") == "https"
+        settings = {"path": "/", "secure": self._tls or outside, "httponly": True, "samesite": "strict"}
         if token is None:
             response.delete_cookie(self._cookie, **settings)
         else:

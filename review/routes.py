@@ -7,7 +7,6 @@ outline, what a signature is over) is added here.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from pipeline import log as logs
 from review import acts, export, signoff
 from review.acts import BadAct, NotAllowed, Review
 from review.errors import AuditError, Refused
@@ -28,8 +28,6 @@ BODY_BYTES = 256 << 10
 _CONFLICTS = frozenset(
     ("signed", "not_signed", "not_opened", "not_finished", "changed_since", "no_finding", "drawn", "opened", "too_many")
 )
-_logger = logging.getLogger("review")
-
 Answer = Callable[[Request], Awaitable[Response]]
 
 
@@ -57,7 +55,7 @@ def routes(
             raise Refused(401, "wrong", "name or password is wrong")
         token, identity = await to_thread.run_sync(guard.sign_in, request, user, password)
         response = JSONResponse(desk.session(identity))
-        guard.set_cookie(response, token)
+        guard.set_cookie(request, response, token)
         return response
 
     async def session(request: Request) -> Response:
@@ -66,7 +64,7 @@ def routes(
     async def sign_out(request: Request) -> Response:
         guard.sign_out(guard.require(request, "viewer"))
         response = JSONResponse({"user": None})
-        guard.set_cookie(response, None)
+        guard.set_cookie(request, response, None)
         return response
 
     async def act(request: Request) -> Response:
@@ -249,5 +247,5 @@ class Desk:
 
 def broken(error: AuditError) -> Refused:
     """The answer where the log cannot be used; what exactly is wrong is the operator's to know."""
-    _logger.error("the log of reviews cannot be used: %s", error)
+    logs.get_logger().error("the log of reviews cannot be used", reason=str(error))
     return Refused(503, "log_broken", "reviews cannot be kept now; tell whoever runs this page")

@@ -27,7 +27,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def page(folder: Path, tmp_path: Path) -> Iterator[Page]:
-    with serve(guard.password_users(folder / "users.json", None, tls=False), tmp_path) as running:
+    # The clock stands still: what is told to wait waits, however slow the machine is.
+    with serve(guard.password_users(folder / "users.json", None, tls=False, clock=lambda: 1e9), tmp_path) as running:
         yield running
 
 
@@ -61,6 +62,15 @@ def test_over_tls_the_cookie_is_bound_to_this_host(folder: Path, tmp_path: Path)
     assert cookie.startswith("__Host-slidestream=") and "Secure" in cookie and "Path=/" in cookie
 
 
+def test_behind_a_proxy_with_tls_the_cookie_is_secure(folder: Path, tmp_path: Path) -> None:
+    """Where a known proxy says https; anybody else's word makes no difference."""
+    for proxies, secure in ((["127.0.0.1"], True), ([], False)):
+        kept = guard.password_users(folder / "users.json", None, tls=False, proxies=proxies)
+        with serve(kept, tmp_path) as page:
+            answer = page.browser(x_forwarded_proto="https").sign_in("viewer")
+        assert ("Secure" in answer.headers["set-cookie"]) == secure
+
+
 def test_a_wrong_password_and_an_unknown_user_are_told_alike(page: Page) -> None:
     """The same status and the same words."""
     wrong, unknown = page.browser().sign_in("viewer", "x" * 20), page.browser().sign_in("nobody", "x" * 20)
@@ -75,6 +85,21 @@ def test_guessing_is_braked_for_known_and_unknown_users(page: Page) -> None:
     late = page.browser().sign_in("viewer")
     assert late.status == 429 and int(late.headers["retry-after"]) >= 1
     assert page.browser().sign_in("admin").status == 200
+
+
+def test_strangers_cannot_lock_a_user_out(folder: Path, tmp_path: Path) -> None:
+    """From where the user has signed in before, guesses from elsewhere make no difference, nor do they to a signature."""
+    proxies = ["127.0.0.1"]
+    kept = guard.password_users(folder / "users.json", None, tls=False, proxies=proxies, clock=lambda: 1e9)
+    with serve(kept, tmp_path) as page:
+        mine = page.browser(x_forwarded_for="192.0.2.1")
+        assert mine.sign_in("reviewer").status == 200
+        codes = [page.browser(x_forwarded_for="198.51.100.9").sign_in("reviewer", "guess").status for _ in range(6)]
+        assert codes == [401] * 5 + [429]
+        assert page.browser(x_forwarded_for="203.0.113.5").sign_in("reviewer").status == 429
+        assert page.browser(x_forwarded_for="192.0.2.1").sign_in("reviewer").status == 200
+        mine.act(KEY, None, "open")
+        assert mine.act(KEY, 1, "sign", statement="seen", password=PASSWORD).status == 200
 
 
 def test_one_address_cannot_try_all_users(page: Page) -> None:
