@@ -14,7 +14,7 @@ UNFINISHED = frozenset(("waiting", "running"))
 class Facts:
     """One slide as it is now.
 
-    `width`, `height` in level-0 px (0 where unknown), `mpp_x`, `mpp_y` in µm per level-0 px (0 where unknown), `bounds`: the
+    `path` is empty where the file is not there or may not be read. `width`, `height` in level-0 px (0 where unknown), `mpp_x`, `mpp_y` in µm per level-0 px (0 where unknown), `bounds`: the
     scanned area (x, y, width, height) or None. `patches` has planned, inferred, failed. `model` and `engine` are the summary's.
     `result`: SHA-256 (hex) of the summary's bytes, "" while there is none: which result it is that a person signs.
     """

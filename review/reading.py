@@ -41,7 +41,7 @@ class Reading:
         return Facts(
             key=key,
             id=entry.id,
-            path=entry.path,
+            path=self._allowed(entry),
             state=entry.state,
             reason=entry.reason,
             width=width,
@@ -56,6 +56,12 @@ class Reading:
             patches={"planned": entry.planned, "inferred": entry.inferred, "failed": entry.failed},
             result=hashlib.sha256(data).hexdigest() if data else "",
         )
+
+    def _allowed(self, entry: Entry) -> str:
+        try:
+            return str(self.catalogue.file(entry))
+        except Refused:  # nothing may be read there, headers of DICOM neither
+            return ""
 
     def regions(self, key: str, name: str, threshold: float, min_um2: float) -> list[dict[str, Any]]:
         """See `Slides`."""

@@ -222,7 +222,9 @@ class Desk:
             raise broken(AuditError(self._log.problem))
         document = self.document(review, facts)
         regions = []
-        if facts.classes and document["class"] is not None:
+        if (
+            facts.classes and document["class"] is not None and facts.state != "failed"
+        ):  # of a failed one nothing was inferred
             regions = self._slides.regions(facts.key, document["class"], document["threshold"], document["min_um2"])
         reviewed = export.Reviewed(
             facts, document, export.merged(document, regions), str(self._log.head), identity.user, self._slides.picture

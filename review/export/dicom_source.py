@@ -38,6 +38,8 @@ def source_image(facts: Facts) -> Dataset:
 
 def _own(facts: Facts) -> Dataset | None:
     """The level-0 instance among the slide's files, if it is DICOM."""
+    if not facts.path:
+        return None
     path = Path(facts.path)
     try:
         with open(path, "rb") as file:
