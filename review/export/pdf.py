@@ -32,8 +32,8 @@ PICTURE_PX, OVERVIEW_PX = 360, 700
 COLOURS = {
     "accepted": (213, 94, 0),
     "rejected": (0, 114, 178),
-    "unsure": (204, 121, 167),
-    None: (90, 90, 90),
+    "unsure": (0, 120, 85),
+    None: (70, 70, 70),
 }
 _URGENT = {"accepted": 0, "unsure": 1, None: 2, "rejected": 3}
 
@@ -161,7 +161,7 @@ class _Page:
         pen, scale = ImageDraw.Draw(image), image.width / facts.width
         for finding in self.reviewed.findings:
             ring = [(x * scale, y * scale) for x, y in finding["outline"]]
-            pen.line([*ring, ring[0]], fill=COLOURS[finding["verdict"]], width=3)
+            _outline(pen, ring, finding)
         return self._place(image, MARGIN + 310, top - 6, *box)
 
     def _warnings(self) -> None:
@@ -214,7 +214,7 @@ class _Page:
         else:
             pen, scale = ImageDraw.Draw(image), image.width / place[2]
             ring = [((px - place[0]) * scale, (py - place[1]) * scale) for px, py in finding["outline"]]
-            pen.line([*ring, ring[0]], fill=COLOURS[finding["verdict"]], width=3)
+            _outline(pen, ring, finding)
             self.y = self._place(image, x, self.y, width, PICTURE_HEIGHT)
         title = [f"{finding['rank']}." if finding["rank"] else "", finding["class"] or text["drawn"]]
         label = f"{' '.join(part for part in title if part)}: {text[finding['verdict'] or 'none']}"
@@ -276,7 +276,12 @@ class _Page:
         return top - size[1]
 
 
+def _outline(pen: ImageDraw.ImageDraw, ring: Sequence[tuple[float, float]], finding: Mapping[str, Any]) -> None:
+    # On white, so that it is seen on every stain.
+    for colour, width in (((255, 255, 255), 6), (COLOURS[finding["verdict"]], 3)):
+        pen.line([*ring, ring[0]], fill=colour, width=width)
+
+
 def _plain(engine: Mapping[str, Any]) -> Sequence[str]:
-    return [
-        str(value) for value in engine.values() if isinstance(value, (str, int, float)) and not isinstance(value, bool)
-    ]
+    """What a person can read of it: name, version, precision; not the figures of its tuning."""
+    return [value for value in engine.values() if isinstance(value, str)]
