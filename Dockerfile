@@ -16,6 +16,7 @@ COPY stages stages
 COPY engines engines
 COPY slides slides
 COPY results results
+COPY review review
 COPY models models
 COPY configs configs
 RUN python -m venv /opt/slidestream \

@@ -74,6 +74,7 @@ def stage(
     layout = memory.Layout(config["batcher"]["slots"], batch, model["patch_px"], 1, 8)
     settings = {
         "run": run, "out": str(folder / "out"), "private": str(folder), "layout": layout.to_dict(), "config": config,
+        "urgent_may_come": False,
         "models": [model], "key": {}, "versions": {},
     }  # fmt: skip
     fd = memory.create(layout)
