@@ -203,6 +203,7 @@ class TestOneRun:
         assert (finished.code, finished.record["slides"]["skipped"]) == (0, 0)
         assert table.read_bytes() == expected
 
+    @pytest.mark.long
     def test_one_more_model_is_another_set_of_results(self, both: Both, two, start, tmp_path: Path):
         """Slides are done again for all of them, and the third has its folder too."""
         out, slide = tmp_path / "out", both.folder / "slides" / "small.tif"
@@ -304,6 +305,7 @@ class TestRefused:
         assert "first has normal, tumour" in text and "second has tumour, stroma, normal" in text
 
 
+@pytest.mark.long
 def test_a_class_for_heatmaps_that_one_model_has(tmp_path, small: Path, two, start):
     """It shows that class, and the other model the one that it shows by itself."""
     sets = ("results.heatmap_class=stroma", "results.formats=heatmap_png")
@@ -314,6 +316,7 @@ def test_a_class_for_heatmaps_that_one_model_has(tmp_path, small: Path, two, sta
     assert (of(finished, "first").out / picture).read_bytes() == (plain.out / picture).read_bytes()
 
 
+@pytest.mark.long
 def test_models_can_be_named_in_the_configuration(tmp_path, small: Path, two, start):
     """As a list, where the command line names none; `slidestream check` tells of both."""
     names = json.dumps([str(model) for model in two])

@@ -66,6 +66,7 @@ class TestScale:
         ]
         assert run.left_behind() == []
 
+    @pytest.mark.long
     def test_what_cannot_be_done_is_refused_and_the_run_goes_on(
         self, tmp_path: Path, small: Path, model: Path, small_csv: pd.DataFrame, start
     ):
@@ -78,6 +79,7 @@ class TestScale:
         assert command("scale", run.out, "batcher=2").returncode == 2
         assert_whole(run.finish(), "small", small_csv)
 
+    @pytest.mark.long
     def test_after_the_run_there_is_nobody_to_ask(self, tmp_path: Path, small: Path, model: Path, start):
         """One line that says so."""
         finished = start([small], tmp_path / "out", model).finish()
@@ -138,6 +140,7 @@ class TestNoGpu:
         assert finished.record["configuration"]["inference"]["engine"] == "onnx"
         assert finished.record["gpus"] == []
 
+    @pytest.mark.long
     def test_the_same_run_on_the_cpu_takes_what_the_fallback_did_for_done(
         self, tmp_path: Path, small: Path, model: Path, start
     ):

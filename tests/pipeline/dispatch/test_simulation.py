@@ -54,6 +54,7 @@ def scenarios(draw) -> Scenario:
         batch=draw(st.sampled_from([1, 3, 4, 8])),
         slots=slots,
         reserved=draw(st.integers(0, 1)) if slots > 2 else 0,
+        shared=draw(st.booleans()),
         overview_slots=draw(st.integers(1, 2)),
         ahead=draw(st.integers(1, 3)),
         window=draw(st.integers(1, 6)),
@@ -93,7 +94,7 @@ def live_through(scenario: Scenario, seed: int) -> None:
 
 
 QUICK = settings(
-    max_examples=2000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
+    max_examples=700, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
 )
 
 
