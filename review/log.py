@@ -69,6 +69,21 @@ class ReviewLog:
         with self._lock:
             return self._file.rows_of(key)
 
+    def proven(self, key: str) -> Review:
+        """The review of a slide, read from the disk again: for what is signed or leaves the house. AuditError where the rows
+        are not those that this page has replayed."""
+        with self._lock:
+            self._refresh()
+            if self.problem is None:
+                try:
+                    found = acts.replay(self._file.rows_of(key))
+                    if found == self._reviews.get(key, Review()):
+                        return found
+                    self.problem = f"the log of reviews is not whole: acts of the slide {key} were changed"
+                except (AuditError, NotAllowed, KeyError, TypeError, ValueError) as error:
+                    self.problem = f"the log of reviews is not whole: {error}"
+            raise AuditError(self.problem)
+
     def add(
         self, key: str, user: str, act: str, revision: int | None, fields: Callable[[Review], Mapping[str, Any]]
     ) -> Review:

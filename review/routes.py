@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -23,8 +23,10 @@ from review.errors import AuditError, Refused
 from review.facts import Facts, Slides
 from review.guard import Guard, Identity
 from review.log import Conflict, ReviewLog
+from review.users import HASHES_AT_A_TIME
 
 BODY_BYTES = 256 << 10
+SIGNING_IN_MOST = 32
 _CONFLICTS = frozenset(
     ("signed", "not_signed", "not_opened", "not_finished", "changed_since", "no_finding", "drawn", "opened", "too_many")
 )
@@ -35,7 +37,7 @@ def routes(
     guard: Guard, log: ReviewLog, slides: Slides, changed: Callable[[str, int], None] = lambda key, revision: None
 ) -> list[Route]:
     """The routes. `changed(key, revision)` is called in the event loop after each act."""
-    desk = Desk(guard, log, slides)
+    desk, hashing = Desk(guard, log, slides), CapacityLimiter(HASHES_AT_A_TIME)
 
     def answering(role: str, work: Callable[[Request, Identity], Response]) -> Answer:
         async def respond(request: Request) -> Response:
@@ -53,7 +55,10 @@ def routes(
             or len(password) > 1024
         ):
             raise Refused(401, "wrong", "name or password is wrong")
-        token, identity = await to_thread.run_sync(guard.sign_in, request, user, password)
+        # Strangers may ask this: they must not take the threads that others' slides are read in, nor queue without end.
+        if hashing.statistics().tasks_waiting >= SIGNING_IN_MOST:
+            raise Refused(503, "busy", "too many people sign in just now; try again", retry_after=2)
+        token, identity = await to_thread.run_sync(guard.sign_in, request, user, password, limiter=hashing)
         response = JSONResponse(desk.session(identity))
         guard.set_cookie(request, response, token)
         return response
@@ -187,6 +192,7 @@ class Desk:
         self, request: Request, identity: Identity, body: Mapping[str, Any], review: Review, facts: Facts
     ) -> None:
         """What can be refused is refused before the password is looked at, and without a guess being counted."""
+        self._log.proven(facts.key)
         signoff.sign_fields(review, facts, "")
         if review.state == acts.SIGNED:
             raise NotAllowed("signed", "the review is signed; reopen it, with a reason, to change it")
@@ -217,9 +223,10 @@ class Desk:
         form = export.FORMS.get(request.path_params["form"])
         if form is None:
             raise Refused(404, "not_found", f"there is {', '.join(export.FORMS)}")
-        review = self._log.review(facts.key)
-        if self._log.problem is not None:
-            raise broken(AuditError(self._log.problem))
+        try:
+            review = self._log.proven(facts.key)
+        except AuditError as error:
+            raise broken(error) from error
         document = self.document(review, facts)
         regions = []
         if (

@@ -13,15 +13,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import argon2
 import uvicorn
 from PIL import Image
 from starlette.applications import Starlette
 
+from review import users
 from review.facts import Facts, slide_key
 from review.guard import Guard
 from review.log import ReviewLog
 from review.routes import routes
 from review.security import SecurityHeaders, error_handlers
+
+# As Argon2 as ever, but quick: a page's tests sign in a hundred times. The real costs are looked at in test_users.
+users._hasher = argon2.PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
 
 PASSWORD = "a long enough password"
 TUMOUR = [[100, 100], [300, 100], [300, 250], [100, 250]]

@@ -68,7 +68,7 @@ def play(history: list[tuple[str, str, dict[str, Any]]]) -> tuple[list[Row], lis
     return rows, states
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(wishes())
 def test_a_replay_gives_the_same_review_at_every_point(history: list[tuple[str, str, dict[str, Any]]]) -> None:
     """Also out of what JSON made of the rows, as they come from the disk; a revision counts the acts."""
@@ -83,7 +83,7 @@ def test_a_replay_gives_the_same_review_at_every_point(history: list[tuple[str, 
         assert json.loads(signoff.canonical(again.document())) == again.document()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(wishes())
 def test_what_is_signed_changes_only_by_reopening(history: list[tuple[str, str, dict[str, Any]]]) -> None:
     """After `sign` comes `reopen` or nothing, and findings are untouched by both."""
@@ -96,7 +96,7 @@ def test_what_is_signed_changes_only_by_reopening(history: list[tuple[str, str, 
         assert (after.state == acts.SIGNED) == (after.signed is not None)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(wishes())
 def test_undo_takes_back_ones_own_last_change_and_nobody_elses(history: list[tuple[str, str, dict[str, Any]]]) -> None:
     """At most one finding (or the settings) differs, and it is as it was before a change of that user."""
@@ -111,7 +111,7 @@ def test_undo_takes_back_ones_own_last_change_and_nobody_elses(history: list[tup
         assert len(before.changes) - len(after.changes) == 1 and any(change.by == act.user for change in gone)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(wishes(), st.sampled_from("abc"))
 def test_change_and_undo_is_where_one_was(history: list[tuple[str, str, dict[str, Any]]], user: str) -> None:
     """Findings and settings are exactly the same again; the log remembers both acts."""
@@ -126,7 +126,7 @@ def test_change_and_undo_is_where_one_was(history: list[tuple[str, str, dict[str
     assert back.revision == review.revision + 2
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(

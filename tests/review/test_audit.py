@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
 import os
 import sqlite3
@@ -65,6 +67,17 @@ def test_a_log_that_nobody_touched_is_whole(file: Path) -> None:
     log.close()
     assert head.n == 6 and verdict(file, head) is None
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_hash_is_that_of_the_documented_text(file: Path) -> None:
+    """Anybody can compute it again with a JSON library and SHA-256."""
+    rows = sqlite3.connect(file).execute("SELECT n, at, user, slide, act, fields, previous, hash FROM acts").fetchall()
+    before = hashlib.sha256(b"slidestream-review/1").hexdigest()
+    for n, at, user, slide, act, fields, previous, stored in rows:
+        values = {"n": n, "at": at, "user": user, "slide": slide, "act": act, "previous": previous}
+        text = json.dumps({**values, "fields": json.loads(fields)}, sort_keys=True, separators=(",", ":"))
+        assert previous == before and hashlib.sha256(text.encode()).hexdigest() == stored
+        before = stored
 
 
 def test_rows_cannot_be_changed_or_removed_by_mistake(file: Path) -> None:
@@ -214,6 +227,22 @@ def test_an_act_that_is_refused_is_not_written(file: Path) -> None:
         log.add("bb", "anna", "reopen", 0, lambda review: {"reason": "r"})
     log.close()
     assert verdict(file) is None and AuditFile(file, read_only=True).head().n == 6
+
+
+def test_an_act_that_the_disk_has_no_room_for_is_not_done(file: Path) -> None:
+    """It is refused, the review stays as it was, and goes on when there is room again."""
+    log = ReviewLog(file)
+    run = log._file.connection.execute
+    run(f"PRAGMA max_page_count = {run('PRAGMA page_count').fetchone()[0]}")
+    before = log.review("aa")
+    big = {"finding": "r1", "comment": "x" * 60_000, "region": FIELDS}
+    with pytest.raises(AuditError, match="full"):
+        log.add("aa", "anna", "comment", before.revision, lambda _: big)
+    assert log.review("aa") == before and log.problem is None
+    run("PRAGMA max_page_count = 100000")
+    assert log.add("aa", "anna", "comment", before.revision, lambda _: big).revision == before.revision + 1
+    log.close()
+    assert verdict(file) is None
 
 
 def _append(path: Path, user: str, count: int) -> None:

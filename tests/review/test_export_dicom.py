@@ -96,6 +96,13 @@ def test_the_report_has_each_judgement_with_outline_and_comment() -> None:
     assert "浸润性癌，切缘阳性" in text
 
 
+def test_a_comment_without_a_verdict_is_reported_without_one() -> None:
+    """What was said is there, what was not is not made up."""
+    report = reviewed(findings=[finding("r1", None, "look again")])
+    groups = hd.sr.srread(io.BytesIO(FORMS["dicom-sr"].make(report, "en"))).content.get_planar_roi_measurement_groups()
+    assert len(groups) == 1 and not groups[0].get_qualitative_evaluations(VERDICT)
+
+
 def test_only_a_signed_review_is_verified() -> None:
     """By whom and complete; an unsigned one is partial."""
     signed, open_review = make("dicom-sr"), make("dicom-sr", reviewed(signed=None, state="in_review"))

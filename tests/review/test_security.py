@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from review import guard, security, users
+from review import guard, routes, security, users
 from review.errors import ReviewError
 from review.facts import slide_key
 from review.security import Listening, check_listening
@@ -108,6 +109,30 @@ def test_one_address_cannot_try_all_users(page: Page) -> None:
     assert set(codes) == {401}
     assert page.browser().sign_in("admin").status == 200
     assert [page.browser().sign_in(f"other {number}", "guess").status for number in range(2)] == [401, 429]
+
+
+def test_a_crowd_that_signs_in_leaves_room_for_others(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While hashes are slow, what others ask is answered, and no more than a few wait."""
+    browser, go = page.browser(), threading.Event()
+    browser.sign_in("viewer")
+    monkeypatch.setattr(guard, "matches", lambda user, password: go.wait(30) and False)
+    codes: list[int] = []
+    crowd = [
+        threading.Thread(target=lambda number=number: codes.append(page.browser().sign_in(f"u{number}", "x").status))
+        for number in range(60)
+    ]
+    try:
+        for thread in crowd:
+            thread.start()
+        assert browser.ask("GET", f"/api/slides/{KEY}/review").status == 200
+    finally:
+        until = time.monotonic() + 20
+        while len(codes) < 60 - routes.SIGNING_IN_MOST - users.HASHES_AT_A_TIME and time.monotonic() < until:
+            time.sleep(0.02)
+        go.set()
+        for thread in crowd:
+            thread.join(30)
+    assert codes.count(503) == 60 - routes.SIGNING_IN_MOST - users.HASHES_AT_A_TIME
 
 
 def test_signing_out_ends_the_session(page: Page) -> None:

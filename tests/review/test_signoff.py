@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,25 @@ def test_results_that_changed_after_signing_are_shown(tmp_path: Path) -> None:
         assert signed["state"] == "signed" and not signed["outdated"]
         page.slides.slides[KEY] = facts(result="ff" * 32)
         assert browser.ask("GET", f"/api/slides/{KEY}/review").json["outdated"]
+
+
+def test_over_a_broken_log_nothing_is_done(tmp_path: Path) -> None:
+    """A row changed under a page that had read it is seen when it counts: 503 with a stable code for acts and exports. What
+    exactly is wrong is for the operator."""
+    with serve(guard.implicit("anna"), tmp_path) as page:
+        browser = page.browser().start()
+        browser.act(KEY, None, "open")
+        with sqlite3.connect(tmp_path / "review.sqlite") as connection:
+            connection.execute("DROP TRIGGER acts_stay")
+            connection.execute("UPDATE acts SET user = 'bo'")
+        connection.close()
+        for answer in (
+            browser.act(KEY, 1, "sign", statement="seen"),
+            browser.ask("GET", f"/api/slides/{KEY}/export/csv"),
+            browser.ask("GET", f"/api/slides/{KEY}/log"),
+            browser.act(KEY, 1, "comment", finding="r1", comment="x"),
+        ):
+            assert (answer.status, answer.json["code"]) == (503, "log_broken") and b"row" not in answer.body
 
 
 def test_a_slide_that_nobody_opened_is_not_signed(tmp_path: Path) -> None:

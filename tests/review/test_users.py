@@ -155,6 +155,7 @@ def test_the_command_line_manages_the_file(tmp_path: Path) -> None:
     assert command("add", "anna", "--role", "reviewer", "--users", path, words=f"{PASSWORD}\n").returncode == 0
     assert command("passwd", "anna", "--users", path, words="quite another password\n").returncode == 0
     assert command("role", "anna", "admin", "--users", path).returncode == 0
+    assert "$m=65536,t=3,p=4$" in Path(path).read_text(), "the second recommended option of RFC 9106"
     listed = command("list", "--users", path)
     assert listed.stdout.startswith("anna\tadmin\tpassword\t") and "argon2" not in listed.stdout
     wrong = command("add", "bob", "--role", "king", "--users", path, words=f"{PASSWORD}\n")
