@@ -12,7 +12,6 @@ from pipeline.config import ConfigError, load_config
 from pipeline.control import Handler, Later, Refusal
 from pipeline.roster import MOST_WORKERS, SCALABLE
 from pipeline.service.config import WatchFolder, within
-from pipeline.service.intake import Intake
 from pipeline.service.lifecycle import NotAllowed, Urgency
 from pipeline.service.migrations import LedgerError
 from pipeline.service.naming import result_name
@@ -75,13 +74,13 @@ class Desk:
         config = service.config.service
         roots = [folder.path for folder in config.watch] + list(config.submit_from)
         route = None if question.get("route") is None else _text(question, "route")
-        if route is not None and route not in service.lanes:
-            raise Refusal(f"{route}: no such route; there are {', '.join(service.lanes)}")
+        if route is not None and route not in service.foreman.lanes:
+            raise Refusal(f"{route}: no such route; there are {', '.join(service.foreman.lanes)}")
         later = Later()
 
         def found(root: str) -> None:
             folder = next((one for one in config.watch if one.path == root), None)
-            routes = (route,) if route is not None else _routes(folder, list(service.lanes))
+            routes = (route,) if route is not None else _routes(folder, list(service.foreman.lanes))
             wanted = urgency or (Urgency.ROUTINE if folder is None else Urgency(folder.urgency))
             name = result_name(os.fsencode(os.path.relpath(path, root)))
             service.intake.submit(os.fsencode(path), routes, wanted, name, time.monotonic())
@@ -103,7 +102,7 @@ class Desk:
 
         def stop(slide: Slide, now: float) -> None:
             self._service.ledger.cancel(slide.id, now)
-            self._service.cancel(slide)
+            self._service.foreman.stop_what_is_over()
 
         return self._each(question, stop, "is cancelled")
 
@@ -114,7 +113,7 @@ class Desk:
 
         def move(slide: Slide, now: float) -> None:
             deadline = None if within_s is None else now + within_s
-            self._service.amend(self._service.ledger.prioritise(slide.id, urgency, deadline, now))
+            self._service.foreman.amend(self._service.ledger.prioritise(slide.id, urgency, deadline, now))
 
         return self._each(question, move, f"is {urgency} now")
 
@@ -143,7 +142,7 @@ class Desk:
 
     def scale(self, question: dict[str, Any]) -> Later:
         """{"stage", "workers", "route"?}: in the lane of a route, or in the only one."""
-        lanes = self._service.lanes
+        lanes = self._service.foreman.lanes
         stage, workers = question.get("stage"), question.get("workers")
         if stage not in SCALABLE:
             raise Refusal(f"{stage}: no such stage, or one that has one worker; there are {', '.join(SCALABLE)}")
@@ -154,7 +153,7 @@ class Desk:
             raise Refusal(f"name one of the routes {', '.join(lanes)} (--route)")
         if not lanes[name].up:
             raise Refusal(f"the lane of {name} is not up; try again when it is")
-        return self._service.scale(lanes[name], stage, workers)
+        return self._service.foreman.scale(lanes[name], stage, workers)
 
     def drain(self, question: dict[str, Any]) -> dict[str, Any]:
         """Bring what is under way to a checkpoint, then end."""
@@ -179,7 +178,7 @@ class Desk:
             raise Refusal(f"nothing is changed: {error}") from error
         for folder in fresh.service.watch:
             for route in folder.routes:
-                if route not in service.lanes:
+                if route not in service.foreman.lanes:
                     raise Refusal(f"nothing is changed: the route {route} of {folder.path} is new; restart the service")
         changed = differences(service.config.model_dump(mode="json"), fresh.model_dump(mode="json"))
         live = sorted({key for key in LIVE for name in changed if _below(name, key)})
@@ -191,13 +190,9 @@ class Desk:
         }
         service.config = keep.model_copy(update={"log": log, "service": keep.service.model_copy(update=own)})
         if any(key in _INTAKE for key in live):
-            service.intake.close()
-            service.intake = Intake(service.config.service, service.ledger, service.config.slides.mpp)
+            service.watch_anew()
         if any(key in _WEB for key in live):
-            service.set_sinks()
-            service.restart_web()
-        if "log.level" in live:
-            service.set_log_level()
+            service.tell_anew()
         said = [f"changed: {', '.join(live)}" if live else "nothing has changed that can change while running"]
         if rest:
             said.append(f"changes only with a restart: {', '.join(rest)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from pipeline.service.lanewire import Told
 from pipeline.service.lifecycle import Urgency
 from pipeline.service.offspring import Offspring
 from pipeline.service.reasons import Kind, decide, kind_of_text
+from pipeline.service.records import Slide
 from pipeline.worker import EXIT_CONFIGURATION, EXIT_INTERRUPTED
 
 STAT_MOST = 64  # stat slides that a lane has at a time; they are never kept back for routine
@@ -38,7 +40,8 @@ class End:
 
 @dataclass(slots=True)
 class Lane:
-    """One route's lane. Times are monotonic seconds. `jobs` are the slides it has: (id, attempt) -> class."""
+    """One route's lane. Times are monotonic seconds. `jobs` are the slides it has: (id, attempt) -> class; `scaled`: workers
+    by stage, where the operator has changed them."""
 
     route: Route
     child: Offspring | None = None
@@ -55,8 +58,14 @@ class Lane:
     problem: str = ""
     jobs: dict[tuple[int, int], Urgency] = field(default_factory=dict)
     told: Told | None = None
+    scaled: dict[str, int] = field(default_factory=dict)
     _settled: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTS, 0))
     _stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is known what becomes of it: it is up, or there is a reason why it cannot be for now."""
+        return self.up or self.was_up or bool(self.restarts and self.problem)
 
     @property
     def peer(self) -> bytes:
@@ -67,13 +76,25 @@ class Lane:
         self.child, self.up, self.words = child, False, ""
         self.heard_at = time.monotonic()
 
-    def room(self) -> tuple[int, int]:
-        """How many more (stat, routine) slides it may be given."""
-        routine = sum(1 for urgency in self.jobs.values() if urgency is Urgency.ROUTINE)
+    def choose(self, due: Sequence[Slide]) -> list[Slide]:
+        """Which of the slides that are due it is given now, in their order. After faults, only one at a time."""
         if self.faults >= ALONE_AFTER:
-            free = 0 if self.jobs else 1
-            return free, free
-        return max(0, STAT_MOST - (len(self.jobs) - routine)), max(0, 2 * self.ahead + MORE - routine)
+            return [] if self.jobs else list(due[:1])
+        free = self.room()
+        chosen = []
+        for slide in due:
+            if free[slide.urgency] > 0:
+                free[slide.urgency] -= 1
+                chosen.append(slide)
+        return chosen
+
+    def room(self) -> dict[Urgency, int]:
+        """How many more slides of each class it may have."""
+        routine = sum(1 for urgency in self.jobs.values() if urgency is Urgency.ROUTINE)
+        return {
+            Urgency.STAT: max(0, STAT_MOST - (len(self.jobs) - routine)),
+            Urgency.ROUTINE: max(0, 2 * self.ahead + MORE - routine),
+        }
 
     def did_well(self) -> None:
         """A slide came through."""

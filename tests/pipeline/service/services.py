@@ -17,6 +17,7 @@ import psutil
 import yaml
 
 from pipeline.service.lifecycle import State
+from pipeline.service.migrations import LedgerError
 from pipeline.service.records import Filter, Slide
 from pipeline.service.view import View
 from tests.end_to_end import runs
@@ -111,7 +112,10 @@ class Service:
         """Slides in the ledger, oldest first; none while there is no ledger."""
         if not (self.state / "ledger.sqlite").exists():
             return []
-        view = View.open(self.state / "ledger.sqlite")
+        try:
+            view = View.open(self.state / "ledger.sqlite")
+        except LedgerError:  # it is being made
+            return []
         try:
             return view.rows(Filter(states=states, route=route), 1000)[::-1]
         finally:

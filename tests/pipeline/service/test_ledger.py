@@ -409,3 +409,35 @@ def test_a_full_disk_changes_nothing_and_says_so(ledger: Ledger) -> None:
     assert ledger.count(Filter()) == 1
     ledger._connection.execute("PRAGMA max_page_count = 100000")
     assert one(ledger, name="S2")
+
+
+def test_a_slide_whose_lane_ended_is_queued_again_without_a_failure(tmp_path: Path) -> None:
+    """Only its own attempt counts: word of one that is over changes nothing."""
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        (slide,) = ledger.deliver(delivery(), 1.0)
+        attempt = ledger.started(slide.id, 2.0).attempts
+        assert not ledger.interrupted(slide.id, attempt - 1, "its lane ended", 3.0)
+        assert ledger.interrupted(slide.id, attempt, "its lane ended", 3.0)
+        assert not ledger.interrupted(slide.id, attempt, "its lane ended", 3.0)
+        slide = ledger.slide(slide.id)
+        assert (slide.state, slide.failures, slide.interruptions) == (State.QUEUED, 0, 1)
+
+
+def test_what_is_due_is_asked_for_one_route(tmp_path: Path) -> None:
+    """A lane is offered its own slides only."""
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.deliver(delivery("a", routes=("tumour", "other")), 1.0)
+        assert [slide.route for slide in ledger.next_due(2.0, 9, "other")] == ["other"]
+        assert len(ledger.next_due(2.0, 9)) == 2
+
+
+def test_events_do_not_wait_for_receivers_that_are_configured_no_more(tmp_path: Path) -> None:
+    """They are forgotten with their place."""
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.add_sink("webhook")
+        ledger.add_sink("spool")
+        ledger.deliver(delivery(), 1.0)
+        ledger.keep_sinks(["spool"])
+        ledger.sent("spool", 99)
+        assert ledger.forget_events(10.0, 0.0) == 1
+        ledger.keep_sinks([])

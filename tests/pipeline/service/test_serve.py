@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,6 +176,16 @@ class TestDay:
             said = day.command(*words)
             assert said.returncode == 2 and said.stderr.count("\n") == 1 and said.stderr.startswith("slidestream: ")
 
+    def test_retried_a_broken_slide_is_tried_once_more(self, day: Service) -> None:
+        """By its number; it is as broken as before, and so it is recorded beside the results."""
+        number = day.slide("broken").id
+        assert day.command("retry", str(number)).stdout == "broken (tumour) is queued again\n"
+        slide = day.until_state("broken", State.QUARANTINED)
+        until(lambda: day.slide("broken").attempts == 1, "it was tried")
+        slide = day.until_state("broken", State.QUARANTINED)
+        assert slide.kind == Kind.BAD_SLIDE
+        assert json.loads((day.out / "slides" / "broken.json").read_text())["state"] == "failed"
+
 
 class TestUrgency:
     """stat before routine."""
@@ -300,6 +312,49 @@ class TestEnd:
             assert_same(table(one.out, name), expected[kind])
             assert [new for _, new in one.steps(name)].count("complete") == 1
         assert one.stop() == 75
+
+    def test_a_deadline_that_will_be_missed_is_told_before_it_is(self, service, slides: dict[str, Path]) -> None:
+        """A slide submitted by hand as stat, whose patches take too long: alarm, event, and then its result all the same."""
+        one = service(sabotage=SLOW, deadline_s={"stat": 8})
+        hand = one.folder / "hand"
+        hand.mkdir()
+        shutil.copyfile(slides["large"], hand / "large.tif")
+        one.config["service"]["submit_from"] = [str(hand)]
+        one.start()
+        until(lambda: "ready" in one.console(), "it is ready")
+        said = one.command("submit", str(hand / "large.tif"), "--stat")
+        assert said.stdout == "large: taken as stat, for tumour\n", said
+        until(lambda: any(event["type"] == "slide.deadline_at_risk" for event in events(one)), "the alarm")
+        slide = one.slide("large")
+        assert slide.state == State.RUNNING and slide.alarmed < slide.deadline
+        assert "DEADLINE AT RISK" in one.console()
+        one.until_state("large", State.COMPLETE)
+
+    @pytest.mark.long
+    def test_a_full_disk_pauses_the_route_and_it_goes_on_by_itself(
+        self, service, slides: dict[str, Path], expected: dict
+    ) -> None:
+        """The service lives on, says what is held and why, and finishes when there is room."""
+        one = service()
+        one.out.mkdir(parents=True)
+        command = ["mount", "-t", "tmpfs", "-o", "size=64m", "none", str(one.out)]
+        if os.geteuid() or subprocess.run(command, check=False, capture_output=True).returncode:
+            pytest.skip("no tmpfs can be mounted here")
+        try:
+            ballast = one.out / "ballast"
+            ballast.write_bytes(bytes((64 << 20) - (256 << 10)))
+            drop(slides["large"], one.into / "large.tif")
+            one.start()
+            until(lambda: "held: results:tumour" in one.command("status").stdout, "the route is held")
+            assert "No space left" in one.command("status").stdout
+            assert one.slide("large").failures == 0 and one.process.poll() is None
+            ballast.unlink()
+            one.until_state("large", State.COMPLETE)
+            assert_same(table(one.out, "large"), expected["large"])
+            assert one.stop() == 75
+        finally:
+            one.destroy()
+            subprocess.run(["umount", "-l", str(one.out)], check=False)
 
     def test_sighup_reloads_and_says_what_needs_a_restart(self, service, slides: dict[str, Path]) -> None:
         """A new folder is watched at once; a new number of readers has to wait."""

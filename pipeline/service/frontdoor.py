@@ -1,0 +1,58 @@
+"""The HTTP process as the service keeps it: started, restarted with what the configuration says, replaced when it dies."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import structlog
+
+from pipeline import __version__
+from pipeline.config import Config
+from pipeline.rundir import RunDir
+from pipeline.service import web
+from pipeline.service.nursery import Nursery
+from pipeline.service.offspring import Offspring
+from pipeline.worker import EXIT_CONFIGURATION
+
+PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
+
+
+class FrontDoor:
+    """At most one process of pipeline.service.web. Times are monotonic seconds. `words`: its last critical ones."""
+
+    def __init__(self, run: RunDir, ledger: Path, nursery: Nursery) -> None:
+        self._run, self._ledger, self._nursery = run, ledger, nursery
+        self._child: Offspring | None = None
+        self._start_at, self._pause_s = 0.0, PAUSE_S
+        self.words = ""
+
+    def start_if_due(self, config: Config, now: float) -> None:
+        """Start it where there is none."""
+        if self._child is not None or now < self._start_at:
+            return
+        service = config.service
+        parts = [part.model_dump(mode="json") for part in (service.http, service.webhook, service.spool)]
+        web.write_settings(self._run, self._ledger, __version__, config.log.level, *parts)
+        self._child = self._nursery.spawn("web", web.command(self._run))
+        self._start_at = now + PAUSE_S
+
+    def restart(self) -> None:
+        """End it, so that it starts with what the configuration says by then."""
+        self._pause_s, self._start_at = PAUSE_S, 0.0
+        if self._child is not None:
+            self._child.terminate()
+
+    def reap(self, ready: dict[object, int]) -> str | None:
+        """Take in its death; why it cannot start as it is configured, where that is so."""
+        if self._child is None or self._child.pidfd not in ready or (code := self._child.reap()) is None:
+            return None
+        lasted = time.monotonic() - self._child.started_at
+        self._nursery.drop(self._child)
+        self._child = None
+        if code == EXIT_CONFIGURATION:
+            structlog.get_logger().error("no HTTP", reason=self.words)
+        if code != 0:
+            self._pause_s = PAUSE_S if lasted > LONGEST_PAUSE_S else min(LONGEST_PAUSE_S, 2 * self._pause_s)
+            self._start_at = time.monotonic() + self._pause_s
+        return (self.words or "the HTTP process cannot start") if code == EXIT_CONFIGURATION else None
