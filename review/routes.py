@@ -165,6 +165,7 @@ class Desk:
                 fields["region"] = self._region(fields["finding"], body, facts, review)
             if act == "sign":
                 self._sign_allowed(request, identity, body, review, facts)
+                fields["left"] = self._left(review, facts)
             after = self._log.add(
                 facts.key, identity.user, act, revision, lambda now: self._fields(act, fields, now, facts)
             )
@@ -186,7 +187,18 @@ class Desk:
         return self.document(after, facts), acts.needs_appending(review, act, identity.user)
 
     def _fields(self, act: str, fields: dict[str, Any], review: Review, facts: Facts) -> dict[str, Any]:
-        return signoff.sign_fields(review, facts, fields["statement"]) if act == "sign" else fields
+        return signoff.sign_fields(review, facts, fields["statement"], fields["left"]) if act == "sign" else fields
+
+    def _left(self, review: Review, facts: Facts) -> int | None:
+        """How many regions nobody has judged; None where there is no table to find them in."""
+        document = self.document(review, facts)
+        if not facts.classes:
+            return None
+        try:
+            found = self._slides.regions(facts.key, document["class"], document["threshold"], document["min_um2"])
+        except Refused:
+            return None
+        return signoff.unjudged(review, found)
 
     def _sign_allowed(
         self, request: Request, identity: Identity, body: Mapping[str, Any], review: Review, facts: Facts

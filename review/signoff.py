@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from review.acts import SIGNED, NotAllowed, Review
@@ -35,8 +36,14 @@ def signed_document(review: Review, facts: Facts) -> dict[str, Any]:
     }
 
 
-def sign_fields(review: Review, facts: Facts, statement: str) -> dict[str, Any]:
-    """The fields of the act `sign`. NotAllowed while the slide is not finished: what is unread must not look clear."""
+def unjudged(review: Review, regions: Sequence[Mapping[str, Any]]) -> int:
+    """How many of the regions have no verdict."""
+    found = (review.findings.get(region["id"]) for region in regions)
+    return sum(1 for finding in found if finding is None or finding.verdict is None)
+
+
+def sign_fields(review: Review, facts: Facts, statement: str, left: int | None = None) -> dict[str, Any]:
+    """The fields of the act `sign`; `left`: how many regions have no verdict, where that is known. NotAllowed while the slide is not finished: what is unread must not look clear."""
     if facts.state in UNFINISHED:
         raise NotAllowed("not_finished", "the slide is still being read; sign when it is finished")
     document = signed_document(review, facts)
@@ -48,6 +55,7 @@ def sign_fields(review: Review, facts: Facts, statement: str) -> dict[str, Any]:
         "model": facts.model.get("sha256"),
         "state": facts.state,
         "patches": dict(facts.patches),
+        "unjudged": left,
         "verdicts": {name: verdicts.count(name) for name in sorted(set(verdicts))},
     }
 

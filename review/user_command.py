@@ -24,7 +24,7 @@ changes at once: who is removed or gets a new password is signed out.
 roles:
   viewer    sees slides, results and reviews
   reviewer  judges, comments, draws, signs
-  admin     sees labels and macro images too
+  admin     may do all that a reviewer may (labels and macro images are shown to nobody)
 """
 
 

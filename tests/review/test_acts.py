@@ -242,6 +242,7 @@ def test_a_review_from_opening_to_reopening(page: Page) -> None:
     assert anna.act(KEY, 7, "sign", statement="I have looked", password="wrong one").json["code"] == "wrong"
     document = good(anna.act(KEY, 7, "sign", statement="I have looked", password=PASSWORD))
     assert document["state"] == "signed" and document["signed"]["by"] == "anna"
+    assert page.log.rows(KEY)[-1].fields["unjudged"] == 2, "what was left without a verdict is said"
     for act in ("settings", "verdict", "comment", "draw", "erase", "undo", "sign"):
         fields = {
             "class": "tumour",
