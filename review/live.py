@@ -95,7 +95,8 @@ class Live:
                 yield _event({"type": "presence", "key": key, "users": self.present(key)})
             while time.monotonic() < ends:
                 try:
-                    event = await asyncio.wait_for(queue.get(), BEAT_S)
+                    async with asyncio.timeout(BEAT_S):  # not wait_for, which may swallow a cancellation (3.11)
+                        event = await queue.get()
                 except TimeoutError:
                     if not alive():
                         return
