@@ -32,6 +32,7 @@ RUN groupadd --gid 10001 slidestream \
     && install -d -o slidestream -g slidestream -m 0700 /var/lib/slidestream /results \
     && install -d -m 0755 /etc/slidestream /slides
 ENV PATH=/opt/slidestream/bin:$PATH \
+    STATE_DIRECTORY=/var/lib/slidestream \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
 WORKDIR /var/lib/slidestream
