@@ -7,7 +7,7 @@ import { FAILED, INFERRED, PENDING, borders, shift } from "./heatdata.js";
 const SMALLEST_FAILED = 7; // CSS px: a failed patch is never too small to notice
 const MOST_SINGLE = 3000;
 
-function hatch(draw, size) {
+function pattern(draw, size) {
   const tile = new OffscreenCanvas(size, size);
   const context = tile.getContext("2d");
   draw(context, size);
@@ -28,13 +28,13 @@ const line = (context, size, colour, width, rising) => {
 
 // Failed: black on white, both ways. Not read yet: thin grey lines one way over a light veil.
 const FAILED_TILE = (ratio) =>
-  hatch((context, size) => {
+  pattern((context, size) => {
     context.fillStyle = "#ffffff";
     context.fillRect(0, 0, size, size);
     line(context, size, "#000000", 2 * ratio, true);
   }, Math.round(8 * ratio));
 const PENDING_TILE = (ratio) =>
-  hatch((context, size) => {
+  pattern((context, size) => {
     context.fillStyle = "rgba(255, 255, 255, 0.35)";
     context.fillRect(0, 0, size, size);
     line(context, size, "rgba(70, 80, 90, 0.75)", ratio, false);
@@ -59,11 +59,13 @@ export class Heatmap {
     this.canvas = document.createElement("canvas");
     this.canvas.className = "overlay heat";
     this.scratch = document.createElement("canvas");
+    this.hatched = document.createElement("canvas");
     this.changed();
   }
 
   /** After new data. */
   changed() {
+    this.hatchedFor = "";
     this.recolour();
     for (const [state, mask] of Object.entries(this.masks)) this.drawMask(mask, Number(state));
     this.edges = borders(this.data);
@@ -114,8 +116,8 @@ export class Heatmap {
     context.setTransform(cells);
     context.drawImage(this.grid, 0, 0);
     context.globalAlpha = 1;
-    this.drawHatched(context, cells, PENDING, once(PENDING_TILE, ratio));
-    this.drawHatched(context, cells, FAILED, once(FAILED_TILE, ratio));
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    if (this.data.counts[PENDING] || this.data.counts[FAILED]) context.drawImage(this.hatching(cells, ratio), 0, 0);
     if (this.settings.outline) this.drawOutline(context, cells, ratio);
   }
 
@@ -128,11 +130,25 @@ export class Heatmap {
       .scale(grid.step_x, grid.step_y);
   }
 
-  drawHatched(context, cells, state, tile) {
+  /** The hatching of this view; it is the dearest part to draw, and stays while only threshold, class or opacity change. */
+  hatching(cells, ratio) {
+    const { hatched, canvas } = this;
+    const wanted = [cells.toString(), canvas.width, canvas.height].join();
+    if (this.hatchedFor === wanted) return hatched;
+    this.hatchedFor = wanted;
+    [hatched.width, hatched.height] = [canvas.width, canvas.height]; // clears it
+    const context = hatched.getContext("2d");
+    this.hatch(context, cells, PENDING, once(PENDING_TILE, ratio));
+    this.hatch(context, cells, FAILED, once(FAILED_TILE, ratio));
+    return hatched;
+  }
+
+  hatch(context, cells, state, tile) {
     if (!this.data.counts[state]) return;
     const { scratch, canvas } = this;
     if (scratch.width !== canvas.width || scratch.height !== canvas.height) [scratch.width, scratch.height] = [canvas.width, canvas.height];
     const drawn = scratch.getContext("2d");
+    drawn.setTransform(1, 0, 0, 1, 0, 0);
     drawn.globalCompositeOperation = "copy";
     drawn.imageSmoothingEnabled = false;
     drawn.setTransform(cells);
@@ -146,7 +162,6 @@ export class Heatmap {
     pattern.setTransform(new DOMMatrix([1, 0, 0, 1, Math.round(cells.e % tile.width), Math.round(cells.f % tile.height)]));
     drawn.fillStyle = pattern;
     drawn.fillRect(0, 0, scratch.width, scratch.height);
-    context.setTransform(1, 0, 0, 1, 0, 0);
     context.drawImage(scratch, 0, 0);
   }
 

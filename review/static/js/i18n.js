@@ -1,4 +1,4 @@
-// All texts, in one file a language. t("key", {name: "value"}) fills in {name}.
+// All texts, in one file a language. A text is asked for by its key, and with what fills its {places}.
 
 export const LANGUAGES = { en: "English", zh: "简体中文" };
 const STORED = "slidestream.language";

@@ -68,7 +68,7 @@ function content(now) {
         ? element("ul", { class: "failures" }, now.failures.map((failure) =>
             typeof failure === "string"
               ? element("li", {}, failure)
-              : element("li", {}, element("strong", {}, failure.slide ?? failure.name ?? ""), failure.time ? ` ${time(failure.time)}` : "", element("br"), failure.reason ?? plain(failure)),
+              : element("li", {}, failure.key ? element("a", { href: `#/slide/${failure.key}` }, failure.slide) : element("strong", {}, failure.slide ?? failure.name ?? ""), failure.time ? ` · ${time(failure.time)}` : "", element("br"), failure.reason ?? plain(failure)),
           ))
         : element("p", { class: "quiet" }, t("operations.no_failures")),
     ),
@@ -87,8 +87,7 @@ export function operationsPage() {
       if (left) return;
       replace(body, content(now));
       when.textContent = t("operations.as_of", { time: fullTime(now.at ?? new Date().toISOString()) });
-      // A run that is over does not change any more.
-      if (now.live !== false && now.source !== "run") timer = setTimeout(refresh, EVERY);
+      timer = setTimeout(refresh, now.live === false ? 3 * EVERY : EVERY);
     } catch (error) {
       if (left) return;
       if (first) replace(body, element("p", { class: "problem" }, explain(error)));

@@ -82,11 +82,14 @@ export class Regions {
 
   async saveComment() {
     const { draft } = this;
-    if (!draft) return;
+    // Taking the field away, for the answer to this, makes it lose the focus, which saves too.
+    if (!draft || draft.saving) return;
+    draft.saving = true;
     if (await this.review.act("comment", { finding: draft.id, comment: draft.text.trim(), ...this.asFound() })) {
       if (this.draft === draft) this.draft = null;
       this.showPanel();
     }
+    draft.saving = false;
   }
 
   focusComment() {

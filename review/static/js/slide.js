@@ -62,8 +62,15 @@ class SlidePage {
       { keys: ["s"], text: "keys.sign", run: () => signoff.askSign() },
       { keys: ["Escape"], text: "keys.worklist", run: () => this.back() },
     ]);
-    root.append(element("div", { class: "no-slide" }, this.info.element, element("p", { class: "verdict" }, t("slide.no_picture")), signoff.element));
+    root.append(element("div", { class: "no-slide" }, this.info.element, element("div", { class: "verdict" }, this.whyNoPicture()), signoff.element));
     this.stops.push(listen((event) => this.hear(event)));
+  }
+
+  /** A slide that was never examined, and one that was and cannot be opened from here any more, are not the same. */
+  whyNoPicture() {
+    const { problem, patches } = this.detail;
+    const words = patches.inferred ? "slide.not_openable" : ["waiting", "running"].includes(this.detail.state) ? "slide.not_begun" : "slide.no_picture";
+    return [element("p", {}, t(words)), problem?.error && words === "slide.not_openable" ? element("p", { class: "reason" }, explain({ message: problem.error, code: problem.code })) : null].filter(Boolean);
   }
 
   reviewSettings() {
@@ -73,17 +80,9 @@ class SlidePage {
   }
 
   build(root, heat) {
-    const place = element("div", { class: "slide-place" });
-    this.viewer = new Viewer(place, this.detail);
     this.heatmap = new Heatmap(this.data);
     this.heatmap.set(heat);
     this.outlines = new Outlines();
-    this.viewer.osd.canvas.append(this.heatmap.canvas, this.outlines.canvas);
-    this.readout = new Readout(this.detail, this.data);
-    this.scaleBar = new ScaleBar();
-    this.drawing = new Drawing(this.viewer, place, { onChange: (points) => this.drawn(points), onDone: (points) => this.drew(points) });
-    this.toolbar = new Toolbar(this.viewer, { mayDraw: session.mayAct(), draw: () => this.toggleDrawing(), full: () => this.fullScreen() });
-    this.hint = element("div", { class: "hint", role: "status" });
     this.panel = new HeatPanel(this.data, this.heatmap.settings, { onChange: (settings) => this.heatChanged(settings), onApply: () => this.applySettings() });
     this.regions = new Regions(this.detail, this.review, {
       may: () => session.mayAct() && !this.review.signed,
@@ -93,8 +92,20 @@ class SlidePage {
     this.regions.settings = this.settings;
     this.signoff = new SignOff(this.detail, this.review, this.regions, this.data);
     this.review.onChange(() => this.reviewChanged());
-    this.stage = element("div", { class: "stage" }, this.toolbar.element, place, this.hint, element("div", { class: "corner" }, this.scaleBar.element, this.readout.element));
-    root.append(element("div", { class: "slide-page" }, this.stage, element("aside", { class: "side", "aria-label": t("slide.side") }, this.info.element, this.regions.panel, this.panel.element, this.signoff.element), this.regions.strip));
+    const place = element("div", { class: "slide-place" });
+    this.stage = element("div", { class: "stage" }, place);
+    const side = element("aside", { class: "side", "aria-label": t("slide.side") }, this.info.element, this.regions.panel, this.panel.element, this.signoff.element);
+    root.append(element("div", { class: "slide-page" }, this.stage, side, this.regions.strip));
+    // Only now, as OpenSeadragon measures its place once: a view from a link would be of another size otherwise.
+    this.viewer = new Viewer(place, this.detail);
+    this.viewer.osd.canvas.append(this.heatmap.canvas, this.outlines.canvas);
+    this.readout = new Readout(this.detail, this.data);
+    this.scaleBar = new ScaleBar();
+    this.drawing = new Drawing(this.viewer, place, { onChange: (points) => this.drawn(points), onDone: (points) => this.drew(points) });
+    this.toolbar = new Toolbar(this.viewer, { mayDraw: session.mayAct(), draw: () => this.toggleDrawing(), full: () => this.fullScreen() });
+    this.hint = element("div", { class: "hint", role: "status" });
+    this.stage.prepend(this.toolbar.element);
+    this.stage.append(this.hint, element("div", { class: "corner" }, this.scaleBar.element, this.readout.element));
     this.viewer.onView(() => this.redraw(), () => this.remember());
     place.addEventListener("pointermove", (event) => this.point(event));
     place.addEventListener("pointerleave", () => this.readout.clear());
@@ -124,7 +135,7 @@ class SlidePage {
   }
 
   draw() {
-    if (this.left || !this.viewer.osd.isOpen()) return;
+    if (this.left || !this.viewer?.osd.isOpen()) return;
     const matrix = this.viewer.matrix();
     const { width, height } = this.viewer.size;
     this.heatmap.draw(matrix, width, height);
@@ -336,7 +347,8 @@ class SlidePage {
   }
 
   remember() {
-    if (this.left || !this.viewer?.osd.isOpen()) return;
+    // On the way to another page the address is that page's already.
+    if (this.left || !this.viewer?.osd.isOpen() || !location.hash.startsWith(`#/slide/${this.slide}`)) return;
     const values = toValues(this.viewer.view(), this.heatmap.settings, this.data.classes, this.regions.current);
     history.replaceState(null, "", `#/slide/${this.slide}?${values}`);
   }

@@ -39,6 +39,16 @@ function tileSource(slide, icc) {
   return source;
 }
 
+/**
+ * A level is used down to this size of its pixels on the screen; below, the next one, whose pixels must not be enlarged by
+ * more than a fifth. OpenSeadragon's own 0.5 is for levels that halve: at 20x, a slide with levels of a quarter would be
+ * shown from the one that was made for 10x.
+ */
+function sharpness(levels) {
+  const gap = Math.max(2, ...levels.slice(1).map((level, i) => level.downsample / levels[i].downsample));
+  return Math.max(0.25, Math.min(0.49, 1.2 / gap));
+}
+
 export class Viewer {
   constructor(place, slide, { icc = true } = {}) {
     this.slide = slide;
@@ -57,6 +67,9 @@ export class Viewer {
       navigatorDisplayRegionColor: "#c2410c",
       navigatorRotate: true,
       maxZoomPixelRatio: 8,
+      // A window that changes its size shows more or less, not another magnification.
+      preserveImageSizeOnResize: true,
+      minPixelRatio: sharpness(slide.levels),
       visibilityRatio: 0.2,
       animationTime: still ? 0 : 0.35,
       springStiffness: 9,

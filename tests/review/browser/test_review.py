@@ -1,0 +1,243 @@
+"""Judging regions, signing, the log, what goes out, and who may not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from review.facts import slide_key
+from tests.review.browser.conftest import DAMAGED, LUNG, Server
+from tests.review.browser.desk import PASSWORDS, Desk
+
+
+@pytest.fixture
+def fresh(results: Path, serve: Callable[[Path], Server], tmp_path: Path) -> Server:
+    """The same results, not reviewed by anybody yet."""
+    copy = tmp_path / "results"
+    shutil.copytree(results, copy, ignore=shutil.ignore_patterns("*.sqlite*", ".slidestream"))
+    return serve(copy)
+
+
+def judged(desk: Desk) -> list[str]:
+    """The verdicts under the pictures, from the left."""
+    return desk.page.locator(".thumb .verdict").all_inner_texts()
+
+
+def sign(desk: Desk, user: str) -> None:
+    desk.page.keyboard.press("s")
+    box = desk.page.locator("dialog[open]")
+    box.locator("input[type=password]").fill(PASSWORDS[user])
+    box.get_by_role("button", name="Sign", exact=True).click()
+    desk.page.get_by_text(f"Signed by {user}").wait_for()
+
+
+def test_a_review_by_keyboard_alone(fresh: Server, sit):
+    """Next, accept, next, reject, unsure, comment, undo, sign, reopen: the server has each, the log in order."""
+    desk = sit(fresh.address)
+    desk.sign_in("rosa")
+    desk.slide(LUNG)
+    desk.page.locator(".thumb").nth(1).wait_for()
+    press = desk.page.keyboard.press
+    for key, words in (("n", None), ("a", "Accepted"), ("n", None), ("r", "Rejected"), ("u", "Unsure")):
+        press(key)
+        if words:
+            desk.page.locator(".thumb[aria-current=true] .verdict", has_text=words).wait_for()
+    assert judged(desk)[:2] == ["Accepted", "Unsure"]
+    press("z")
+    desk.page.locator(".thumb[aria-current=true] .verdict", has_text="Rejected").wait_for()
+    press("c")
+    desk.page.keyboard.type("crushed, no nuclei")
+    press("Control+Enter")
+    desk.until("document.querySelector('.comment button:not([hidden])') === null")
+    press("Escape")
+    comments = [finding["comment"] for finding in desk.review(LUNG)["findings"]]
+    assert "crushed, no nuclei" in comments and sorted(desk.verdicts(LUNG).values()) == ["accepted", "rejected"]
+
+    press("s")
+    box = desk.page.locator("dialog[open]")
+    box.locator("input[type=password]").fill("wrong")
+    box.get_by_role("button", name="Sign", exact=True).click()
+    box.get_by_text("Name or password is wrong").wait_for()
+    press("Escape")
+    sign(desk, "rosa")
+    assert desk.page.get_by_role("button", name="Accept", exact=True).is_disabled()
+    press("a")
+    assert desk.review(LUNG)["state"] == "signed"
+    assert sorted(desk.verdicts(LUNG).values()) == ["accepted", "rejected"]
+
+    desk.page.get_by_role("button", name="Log").click()
+    desk.page.locator("table.log tbody tr").first.wait_for()
+    acts = desk.page.locator("table.log tbody tr td:nth-child(4)").all_inner_texts()
+    assert acts == ["opened", "judged", "judged", "judged", "undid", "commented", "signed"]
+    press("Escape")
+    desk.page.get_by_role("button", name="Reopen").click()
+    desk.page.locator("dialog[open] textarea").fill("the second region again")
+    desk.page.locator("dialog[open]").get_by_role("button", name="Reopen").click()
+    desk.page.get_by_text("Reopened: the second region again").wait_for()
+    desk.shows_texts()
+
+
+def test_a_missed_region_is_drawn(fresh: Server, sit):
+    """By dragging, corner by corner, and by keyboard; Esc draws nothing; what was drawn can be taken away."""
+    desk = sit(fresh.address)
+    desk.sign_in("rosa")
+    desk.slide(LUNG)
+    box = desk.page.locator(".slide-place").bounding_box()
+    at = lambda x, y: (box["x"] + box["width"] * x, box["y"] + box["height"] * y)
+    mouse, press = desk.page.mouse, desk.page.keyboard.press
+    press("d")
+    mouse.move(*at(0.4, 0.4))
+    mouse.down()
+    for corner in ((0.6, 0.4), (0.6, 0.6), (0.4, 0.6), (0.41, 0.42)):
+        mouse.move(*at(*corner), steps=6)
+    mouse.up()
+    desk.page.locator(".thumb", has_text="drawn").wait_for()
+    press("d")
+    for corner in ((0.2, 0.3), (0.3, 0.3), (0.3, 0.5)):
+        mouse.click(*at(*corner))
+    press("Enter")
+    desk.until(
+        "[...document.querySelectorAll('.thumb .words')].filter((t) => t.innerText.includes('drawn')).length === 2"
+    )
+    press("d")
+    press("Escape")
+    press("d")
+    press("Enter")
+    desk.until(
+        "[...document.querySelectorAll('.thumb .words')].filter((t) => t.innerText.includes('drawn')).length === 3"
+    )
+    drawn = [finding for finding in desk.review(LUNG)["findings"] if finding["kind"] == "drawn"]
+    assert [finding["verdict"] for finding in drawn] == ["accepted"] * 3
+    assert all(finding["area_um2"] > 1000 for finding in drawn)
+    desk.page.get_by_role("button", name="Erase this drawing").click()
+    desk.until(
+        "[...document.querySelectorAll('.thumb .words')].filter((t) => t.innerText.includes('drawn')).length === 2"
+    )
+
+
+def test_regions_follow_the_threshold_when_told(fresh: Server, sit):
+    """Moving the threshold moves no region; the button does, and the review keeps the settings."""
+    desk = sit(fresh.address)
+    desk.sign_in("rosa")
+    desk.slide(LUNG)
+    desk.page.locator(".thumb").first.wait_for()
+    before = desk.page.locator(".thumb").count()
+    for _ in range(8):
+        desk.page.keyboard.press("[")
+    assert desk.page.locator(".thumb").count() == before
+    desk.page.get_by_role("button", name="Find regions again").click()
+    desk.page.get_by_role("button", name="Find regions again").wait_for(state="hidden")
+    desk.settled()
+    assert desk.review(LUNG)["threshold"] == pytest.approx(0.1)
+    found = desk.api(f"/api/slides/{slide_key(LUNG)}/regions?class=tumour&threshold=0.1&min_um2=0")["regions"]
+    assert desk.page.locator(".thumb").count() == len(found)
+
+
+def test_two_reviewers_see_each_other_and_overwrite_nothing(fresh: Server, sit):
+    """A verdict of the one appears at the other; one given on an old review is refused, shown, and can be given again."""
+    rosa, ruth = sit(fresh.address), sit(fresh.address)
+    for desk, name in ((rosa, "rosa"), (ruth, "ruth")):
+        desk.sign_in(name)
+        desk.slide(DAMAGED)
+        desk.page.locator(".thumb").first.wait_for()
+    rosa.page.get_by_text("Open now by ruth").wait_for()
+    ruth.page.get_by_text("Open now by rosa").wait_for()
+    for desk in (rosa, ruth):
+        desk.page.keyboard.press("n")
+    rosa.page.keyboard.press("a")
+    ruth.page.locator(".thumb .verdict", has_text="Accepted").wait_for()
+
+    # The news does not reach ruth in time: her act is on a review that is not there any more.
+    ruth.page.route("**/api/slides/*/review", lambda route: route.abort())
+    rosa.page.keyboard.press("u")
+    rosa.page.locator(".thumb .verdict", has_text="Unsure").wait_for()
+    ruth.page.keyboard.press("r")
+    ruth.page.locator(".notice.error").first.wait_for()
+    ruth.page.locator(".thumb .verdict", has_text="Unsure").wait_for()
+    assert list(rosa.verdicts(DAMAGED).values()) == ["unsure"]
+    ruth.page.unroute("**/api/slides/*/review")
+    ruth.page.keyboard.press("r")
+    rosa.page.locator(".thumb .verdict", has_text="Rejected").wait_for()
+
+
+def test_a_viewer_sees_and_cannot_sign(desk: Desk):
+    """Buttons and keys of a viewer do nothing, the page says why, and the server refuses what a script sends."""
+    desk.sign_in("vera")
+    desk.slide(LUNG)
+    desk.page.locator(".thumb").first.wait_for()
+    before = desk.review(LUNG)
+    for key in "nasdrz":
+        desk.page.keyboard.press(key)
+    desk.page.get_by_text("You may look, but not judge or sign.").wait_for()
+    assert desk.page.locator("dialog[open]").count() == 0
+    buttons = [desk.page.get_by_role("button", name=name, exact=True) for name in ("Accept", "Reject", "Sign")]
+    assert all(button.is_disabled() for button in buttons)
+    refused = desk.page.evaluate(
+        """async (key) => {
+        const { csrf } = await (await fetch("/api/session")).json();
+        const body = JSON.stringify({ revision: 0, act: "sign", statement: "I say so" });
+        const headers = { "Content-Type": "application/json", "X-CSRF": csrf };
+        const answer = await fetch(`/api/slides/${key}/acts`, { method: "POST", headers, body });
+        return [answer.status, (await answer.json()).code]; }""",
+        slide_key(LUNG),
+    )
+    assert refused == [403, "role"]
+    assert desk.review(LUNG) == before
+
+
+def test_the_result_goes_out(desk: Desk, tmp_path: Path):
+    """GeoJSON and CSV are saved by buttons, under the slide's name."""
+    desk.sign_in("vera")
+    desk.slide(LUNG)
+    desk.page.get_by_text("Save the result").click()
+    saved = {}
+    for name in ("GeoJSON", "CSV"):
+        with desk.page.expect_download() as download:
+            desk.page.get_by_role("button", name=name).click()
+        saved[name] = tmp_path / name
+        download.value.save_as(saved[name])
+        assert "lung" in download.value.suggested_filename
+    assert json.loads(saved["GeoJSON"].read_text())["type"] == "FeatureCollection"
+    assert saved["CSV"].read_text().strip()
+
+
+def test_no_path_leads_out(desk: Desk, results: Path):
+    """Other files, other slides, other levels: refused, and no word of where things are."""
+    desk.sign_in("vera")
+    key = slide_key(LUNG)
+    for path in (
+        "/static/..%2f..%2f..%2fetc/passwd",
+        "/static/%2e%2e/app.py",
+        f"/api/slides/..%2f..%2f{key}",
+        f"/api/slides/{key}/tile/0/..%2f0_0.jpg",
+        f"/api/slides/{key}/tile/99/0_0.jpg",
+        f"/api/slides/{'0' * 20}",
+        f"/api/slides/{key}/export/..%2f..%2fusers.json",
+    ):
+        status, text = desk.page.evaluate("path => fetch(path).then(async (a) => [a.status, await a.text()])", path)
+        assert status in (404, 422), path
+        assert str(results) not in text and "Traceback" not in text, path
+    desk.page.evaluate("location.hash = '#/slide/00000000000000000000'")
+    desk.page.get_by_text("There is no such slide.").wait_for()
+
+
+def test_a_session_that_ends_loses_nothing_on_the_page(fresh: Server, sit):
+    """When the session is gone, the page asks for the password over what is there, and says what was not saved."""
+    desk = sit(fresh.address)
+    desk.sign_in("rosa")
+    desk.slide(LUNG)
+    desk.page.locator(".thumb").first.wait_for()
+    desk.page.keyboard.press("n")
+    desk.page.context.clear_cookies()
+    desk.page.keyboard.press("a")
+    desk.page.get_by_text("Your session has ended").wait_for()
+    desk.page.locator("dialog.sign-in input[name=password]").fill(PASSWORDS["rosa"])
+    desk.page.keyboard.press("Enter")
+    desk.page.locator("dialog.sign-in").wait_for(state="detached")
+    desk.settled()
+    desk.page.locator(".thumb").first.wait_for()
+    assert desk.verdicts(LUNG) == {}
