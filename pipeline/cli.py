@@ -38,6 +38,7 @@ Run cancer-detection models over whole-slide images: slides in, heatmaps out.
   slidestream demo                          see it work on a synthetic slide
   slidestream run SLIDES/ --out RESULTS/    run a model over a folder of slides
   slidestream check                         what it would use on this machine
+  slidestream serve --config FILE           as a service: slides as they come off the scanner
   slidestream engine build MODEL            an engine for this machine's GPU
   slidestream review --results RESULTS/     look at results, judge and sign them
 """
