@@ -290,6 +290,7 @@ def mind(crowd: Crowd, coded: bool) -> dict[str, Any]:
             slots=crowd.slots,
             overview_slots=1,
             reserved=0,
+            shared=False,
             delay_urgent_ms=20,
             delay_routine_ms=200,
             delay_hungry_ms=20,

@@ -99,7 +99,7 @@ class World:
         slots = (a.contexts + 1) + a.readers * a.credit + 1
         self.mind = Dispatcher(
             DispatchSettings(
-                run="r", folder="/nowhere", batch=a.batch, slots=slots, overview_slots=a.overview_slots, reserved=0,
+                run="r", folder="/nowhere", batch=a.batch, slots=slots, overview_slots=a.overview_slots, reserved=0, shared=False,
                 delay_urgent_ms=20, delay_routine_ms=200, delay_hungry_ms=20, floor=0.1, ahead=a.ahead, window=256,
                 classes=(CLASSES,), patience=dict.fromkeys(("reader", "tissue", "inference", "aggregator", "writer"), 1e9),
             ),

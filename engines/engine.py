@@ -33,7 +33,7 @@ import numpy as np
 
 from engines.errors import EngineError
 
-KINDS = ("onnx", "null")
+KINDS = ("onnx", "null")  # those that compute on the CPU
 
 
 class Context(Protocol):

@@ -91,6 +91,15 @@ class Stop(Message):
     KIND: ClassVar[int] = 6
 
 
+@dataclass(frozen=True, slots=True)
+class Recall(Message):
+    """To readers, where urgent work needs the cores: close the batch in work at the next row, and give back those in line, but
+    for prompt ones. Its `prompt` puts it first (pipeline.line)."""
+
+    KIND: ClassVar[int] = 7
+    prompt: bool = True
+
+
 # ---------------------------------------------------------------- slide reader
 
 

@@ -39,6 +39,7 @@ HOPELESS_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 # Names, to an inference worker on a GPU, the engine that it opens (see plan_variable).
 PLAN = "SLIDESTREAM_PLAN"
 
+NICE = 5  # a third of the share of a process that does not step back
 _PR_SET_PDEATHSIG = 1
 
 
@@ -82,6 +83,12 @@ class Post:
 
     def slots(self) -> SharedSlots:
         return SharedSlots(self.memory_fd, Layout(**self.settings["layout"]))
+
+
+def step_back() -> None:
+    """For processes that keep every core busy: let those go first that have little to do, but that all others wait for
+    (batcher, tissue mask, aggregator, writer). The whole does the same work in the same time."""
+    os.nice(NICE)
 
 
 def die_with_parent(parent: int) -> None:

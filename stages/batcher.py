@@ -6,6 +6,7 @@ import time
 
 import zmq
 
+from engines.engine import KINDS as CPU_ENGINES
 from pipeline import log
 from pipeline.dispatch.board import SUPERVISOR, DispatchSettings
 from pipeline.dispatch.dispatcher import Dispatcher
@@ -134,6 +135,7 @@ def settings_of(post: Post) -> DispatchSettings:
         slots=layout["slots"],
         overview_slots=layout["overview_slots"],
         reserved=1 if post.settings["urgent_may_come"] and layout["slots"] > 2 else 0,
+        shared=config["inference"]["engine"] in CPU_ENGINES,
         delay_urgent_ms=config["batcher"]["max_delay_ms"]["urgent"],
         delay_routine_ms=config["batcher"]["max_delay_ms"]["routine"],
         delay_hungry_ms=config["batcher"]["max_delay_ms"]["urgent"],

@@ -19,7 +19,7 @@ from pipeline import log
 from pipeline.link import Link
 from pipeline.memory import SharedSlots
 from pipeline.wire import Consumed, Inferred, Refused, Run, Telemetry
-from pipeline.worker import EXIT_FAULT, Post, main
+from pipeline.worker import EXIT_FAULT, Post, main, step_back
 from results.columns import NOT_A_NUMBER, unanswered
 
 WAIT_S = 0.002  # for the oldest batch, before looking at the socket again
@@ -112,6 +112,8 @@ class Inference:
 def work(post: Post) -> None:
     config, models = post.config["inference"], post.settings["models"]
     slots = post.slots()
+    if not post.plans:  # on a GPU it has little to do, and all that wait for it are held up
+        step_back()
     try:
         engine = open_models(
             config,

@@ -16,7 +16,7 @@ from pipeline.line import is_prompt
 from pipeline.link import Link
 from pipeline.memory import SharedSlots
 from pipeline.wire import Fill, Filled, Open, Opened, Refused
-from pipeline.worker import Post, main
+from pipeline.worker import Post, main, step_back
 from slides.errors import SlideError
 from slides.geometry import Geometry, geometry
 from slides.source import Source, open_source
@@ -143,6 +143,7 @@ class Reader:
 
 def work(post: Post) -> None:
     cv2.setNumThreads(1)  # processes are what is scaled here
+    step_back()
     slots = post.slots()
     link = post.connect(post.config["reader"]["credit"])
     reader = Reader(post, link, slots)

@@ -18,7 +18,7 @@ READER, TISSUE, INFERENCE, AGGREGATOR, WRITER = "reader", "tissue", "inference",
 class DispatchSettings:
     """The batcher's part of the configuration, in plain numbers.
 
-    batch: rows per slot. reserved: free slots kept for urgent batches. delay_*_ms: how long a batch's first row may wait for
+    batch: rows per slot. shared: inference takes the cores that readers need too (it is on the CPU). reserved: free slots kept for urgent batches. delay_*_ms: how long a batch's first row may wait for
     the others (hungry: while no inference worker has anything to do). floor: share of the rows that routine gets beside
     urgent work. ahead: slides read side by side, and as many opened, masked and planned before their turn. window: records under way to the journal.
     patience: seconds without a sign of life, per kind of worker, after which a worker is condemned. folder: of the
@@ -31,6 +31,7 @@ class DispatchSettings:
     slots: int
     overview_slots: int
     reserved: int
+    shared: bool
     delay_urgent_ms: float
     delay_routine_ms: float
     delay_hungry_ms: float
@@ -53,6 +54,7 @@ class Board:
     slides: dict[int, SlideWork] = field(default_factory=dict)
     outbox: list[tuple[tuple[str, int], Message]] = field(default_factory=list)
     draining: bool = False
+    quiet: bool = False  # routine gets its floor and no more (pipeline.dispatch.quiet)
     hold_fills: bool = False  # a slide that is tried alone waits for an idle reader
     engine: dict = field(default_factory=dict)
 

@@ -14,6 +14,7 @@ from pipeline.dispatch.feed import Feed
 from pipeline.dispatch.intake import Intake
 from pipeline.dispatch.leases import Leases, Worker
 from pipeline.dispatch.manners import fault
+from pipeline.dispatch.quiet import Quiet
 from pipeline.dispatch.records import Records
 from pipeline.dispatch.schedule import Schedule
 from pipeline.dispatch.slidework import SlideState
@@ -58,6 +59,7 @@ class Dispatcher:
         self._records = Records(self._board, self._intake.settled)
         self._intake.use(self._records)
         self._feed = Feed(self._board, self._schedule, self._records, self._intake.lose)
+        self._quiet = Quiet(self._board)
         self._account = Account()
         self._awaited: dict[tuple[str, int], float] | None = None  # None: the supervisor has not spoken yet
         self._gone: dict[str, int] = {}  # the last generation of each name that is dead, or as good as dead
@@ -71,6 +73,7 @@ class Dispatcher:
         """
         if self._news_at is not None and self._awaited is not None and not self._awaited:
             self._intake.offer(self._news_at)
+            self._quiet.look(self._news_at)
             self._feed.offer(self._news_at)
         self._news_at = None
         letters, self._board.outbox = self._board.outbox, []

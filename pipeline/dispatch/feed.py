@@ -38,16 +38,7 @@ class Feed:
     # ------------------------------------------------------------ leases
 
     def offer(self, now: float) -> None:
-        """Grant run leases, then fill leases, as long as there are workers, rows and room."""
-        while self._records.room and (slot := self.slots.next_ready()) is not None:
-            next_ = self.slots.batches[slot]
-            alone, prompt = next_.suspect, next_.urgent or self.slots.contended
-            worker = self._board.leases.able(INFERENCE, alone, next_.killed, prompt)
-            if worker is None:
-                break
-            batch = self.slots.run(slot)
-            lease = self._board.leases.grant(worker, "run", _Running(batch, slot), now, alone, prompt)
-            self._board.send(worker, Run(lease.number, slot, batch.count, prompt))
+        """Grant fill leases, then run leases, as long as there are workers, rows and room."""
         while not (self._board.draining or self._board.hold_fills) and (urgent := self._due()) is not None:
             alone = self.suspects.waiting(urgent)
             prompt = urgent or self._floor.contended
@@ -60,6 +51,20 @@ class Feed:
             lease = self._board.leases.grant(reader, "fill", _Filling(batch, slot), now, alone, prompt)
             segments = [self._segment(segment) for segment in batch.segments]
             self._board.send(reader, Fill(lease.number, slot, self._delay_ms(batch), segments, prompt))
+        while self._records.room and (slot := self.slots.next_ready(self.quiet)) is not None:
+            next_ = self.slots.batches[slot]
+            alone, prompt = next_.suspect, next_.urgent or self.slots.contended
+            worker = self._board.leases.able(INFERENCE, alone, next_.killed, prompt)
+            if worker is None:
+                break
+            batch = self.slots.run(slot)
+            lease = self._board.leases.grant(worker, "run", _Running(batch, slot), now, alone, prompt)
+            self._board.send(worker, Run(lease.number, slot, batch.count, prompt))
+
+    @property
+    def quiet(self) -> bool:
+        """Whether inference leaves routine batches alone beyond their floor; not where urgent rows need their slots."""
+        return self._board.quiet and self.slots.room(urgent=True)
 
     def _waiting(self, urgent: bool) -> bool:
         return self.suspects.waiting(urgent) or self._schedule.waiting(urgent)
@@ -67,10 +72,12 @@ class Feed:
     def _due(self) -> bool | None:
         """The class of the next batch to be read, if there is one, and a slot for it."""
         waiting = self._waiting(True)
-        urgent = self._floor.due(waiting, self._waiting(False))
+        urgent = self._floor.due(waiting or self._board.quiet, self._waiting(False))
         if urgent is False and waiting and not self.slots.room(urgent=False):
             urgent = True  # the slots that are kept for urgent work are no use to routine
-        return urgent if urgent is not None and self.slots.room(urgent) else None
+        if urgent is None or (urgent and not waiting):
+            return None
+        return urgent if self.slots.room(urgent) else None
 
     def _compose(self, urgent: bool, reader: str) -> Batch:
         """A batch of a class that has pending patches, as far as may be where this reader was before."""

@@ -46,6 +46,7 @@ class Intake:
         self._schedule = schedule
         self._free_overviews = list(range(board.settings.overview_slots))
         self._records: Records | None = None
+        self._write_owed = False  # an urgent slide is done: routine ones may write once before the next
         # An aggregator that died may not have heard them. Bounded: what falls out, the end of the run sweeps.
         self._forgotten: OrderedDict[str, Forget] = OrderedDict()
 
@@ -118,10 +119,15 @@ class Intake:
             if not any(self._leased(slide, kind) for kind in _KIND_OF):
                 self._free_overview(slide)
                 self._finish(slide, "cancelled", "", slide.planned, slide.inferred, slide.failed)
-        for slide in [s for s in slides if s.state is SlideState.WRITING and not self._leased(s, "write")]:
+        ended = [s for s in slides if s.state is SlideState.WRITING and not self._leased(s, "write")]
+        for slide in sorted(ended, key=lambda s: not s.urgent):
             writer = self._board.leases.able(WRITER, idle=slide.strikes > 0)
             if writer is None:
                 break
+            if not slide.urgent and self._last_writer_is_kept():
+                if not self._write_owed:
+                    break
+                self._write_owed = False
             self._grant(writer, "write", slide, now)
         if self._board.draining:
             return
@@ -142,6 +148,12 @@ class Intake:
             slide.state = SlideState.OPENING
             slide.overview_slot = self._free_overviews.pop()
             self._grant(reader, "open", slide, now)
+
+    def _last_writer_is_kept(self) -> bool:
+        """For an urgent slide that is being read: a large slide's files may take longer than all of that one."""
+        reading = (SlideState.BEGINNING, SlideState.READING)
+        urgent = any(s.urgent and s.state in reading for s in self._board.slides.values())
+        return urgent and sum(worker.room > 0 for worker in self._board.leases.of_kind(WRITER)) < 2
 
     def _prepared(self) -> int:
         """Slides of which nothing has been read yet, but can be, or soon can."""
@@ -239,6 +251,7 @@ class Intake:
 
     def _finish(self, slide: SlideWork, state: str, reason: str, planned: int, inferred: int, failed: int) -> None:
         slide.state = SlideState.DONE
+        self._write_owed = self._write_owed or slide.urgent
         del self._board.slides[slide.number]
         self._board.tell_supervisor(SlideDone(slide.number, state, reason, planned, inferred, failed))
         # A journal that nobody may ever go on with would lie there for ever: of a cancelled slide, none is left.

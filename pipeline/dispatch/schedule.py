@@ -19,14 +19,19 @@ from pipeline.dispatch.slidework import SlideWork
 SITTING = 16
 
 
+# Full batches that routine is owed before its first turn beside urgent work: a frozen section is done before that, and what
+# is owed is not forgotten in between, so the floor holds all the same.
+GRACE = 8
+
+
 class Floor:
     """Which class is next where urgent work goes first but routine gets a share of the rows beside it."""
 
     def __init__(self, quantum: int, share: float):
         """`quantum`: rows in a batch; `share`: of all rows, while both classes are waiting."""
-        self._quantum = quantum
         self._ratio = share / max(1e-9, 1.0 - share)
-        self._most = quantum * (1.0 + self._ratio)
+        self._due = quantum * GRACE
+        self._most = self._due + quantum * self._ratio
         self._owed = 0.0  # rows that routine has yet to get
         self.contended = False
 
@@ -34,13 +39,12 @@ class Floor:
         """Given who is waiting: True for an urgent batch, False for a routine one, None for nothing."""
         self.contended = urgent and routine
         if self.contended:
-            return self._owed < self._quantum
-        self._owed = 0.0  # who does not wait is owed nothing
+            return self._owed < self._due
         return True if urgent else False if routine else None
 
     def charge(self, urgent: bool, rows: int) -> None:
         """The class that `due` named got so many rows; or urgent did, where routine had no room for its own."""
-        if urgent and self.contended:
+        if urgent and self.contended:  # who does not wait is owed nothing
             self._owed = min(self._most, self._owed + rows * self._ratio)
         elif not urgent:
             self._owed = max(0.0, self._owed - rows)

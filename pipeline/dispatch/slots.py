@@ -99,9 +99,10 @@ class SlotPool:
         self.batches[slot] = batch
         self._ready[batch.urgent].append(slot)
 
-    def next_ready(self) -> int | None:
-        urgent = self._floor.due(bool(self._ready[True]), bool(self._ready[False]))
-        return None if urgent is None else self._ready[urgent][0]
+    def next_ready(self, coming: bool = False) -> int | None:
+        """`coming`: routine ones are to wait as if urgent ones were ready."""
+        urgent = self._floor.due(coming or bool(self._ready[True]), bool(self._ready[False]))
+        return self._ready[urgent][0] if urgent is not None and self._ready[urgent] else None
 
     @property
     def contended(self) -> bool:

@@ -152,10 +152,10 @@ def audit_idleness(world: World) -> None:
     trial = len(feed.suspects) or mind._board.hold_fills or any(b is not None and b.suspect for b in feed.slots.batches)
     if trial:
         return
-    if mind._records.room and leases.able("inference"):
+    if mind._records.room and leases.able("inference") and not feed.quiet:
         assert not feed.slots.anything_ready, "an inference worker idles beside a full slot"
     if not mind._board.draining and leases.able("reader"):
-        for urgent in (True, False):
+        for urgent in (True, False)[: 1 if mind._board.quiet else 2]:
             waiting = mind._schedule.waiting(urgent)
             assert not (waiting and feed.slots.room(urgent)), (
                 f"a reader idles beside pending patches (urgent: {urgent})"

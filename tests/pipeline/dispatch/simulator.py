@@ -54,6 +54,7 @@ class Scenario:
     batch: int = 4
     slots: int = 3
     reserved: int = 1
+    shared: bool = False
     overview_slots: int = 2
     ahead: int = 2
     window: int = 4
@@ -133,6 +134,7 @@ class World:
             slots=s.slots,
             overview_slots=s.overview_slots,
             reserved=s.reserved,
+            shared=s.shared,
             delay_urgent_ms=5.0,
             delay_routine_ms=200.0,
             delay_hungry_ms=5.0,

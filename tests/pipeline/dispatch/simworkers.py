@@ -28,6 +28,7 @@ from pipeline.wire import (
     Open,
     Opened,
     Planned,
+    Recall,
     Record,
     Refused,
     Run,
@@ -174,7 +175,8 @@ class Process:
         lease = self.queue.take()
         if is_prompt(lease):
             self.give_back()
-        self.serve(lease)
+        if not isinstance(lease, Recall):
+            self.serve(lease)
         return True
 
     def give_back(self) -> None:
@@ -189,7 +191,7 @@ class Process:
 
     def valid_leases(self) -> list[Any]:
         """Every lease that this process works on, or may yet: in work, in line, or still in its inbox."""
-        leases = [*self.active(), *self.queue.messages()]
+        leases = [*self.active(), *(m for m in self.queue.messages() if not isinstance(m, Recall))]
         boot = self.boot
         for message in self.inbox:
             if isinstance(message, Welcome):

@@ -9,6 +9,8 @@ import pytest
 
 from pipeline.dispatch.board import DispatchSettings
 from pipeline.dispatch.dispatcher import Dispatcher
+from pipeline.dispatch.schedule import GRACE
+from pipeline.line import Line
 from pipeline.wire import (
     Amend,
     Ask,
@@ -32,6 +34,7 @@ from pipeline.wire import (
     Open,
     Opened,
     Planned,
+    Recall,
     Record,
     Refused,
     Run,
@@ -60,6 +63,7 @@ class Desk:
             "slots": 4,
             "overview_slots": 2,
             "reserved": 0,
+            "shared": False,
             "delay_urgent_ms": 5.0,
             "delay_routine_ms": 200.0,
             "delay_hungry_ms": 7.0,
@@ -738,3 +742,85 @@ def test_what_routine_is_owed_beside_urgent_work_is_prompt_too() -> None:
             seen.add((patches(lease)[0][0], lease.prompt))
             made.filled("reader-0", lease)
     assert seen == {(1, True), (2, True)}
+
+
+def test_routine_work_is_left_alone_where_an_urgent_slide_needs_the_cores() -> None:
+    """In whatever stage it is: readers are called back, what is ready stays so; and all goes on when it is done."""
+    made = desk("reader-0", "writer-0", credit=1, slots=9, shared=True)
+    made.planned(1, 100)
+    made.filled("reader-0", made.fill("reader-0"))
+    lease = made.fill("reader-0")
+    made.planned(2, 4, urgent=True)
+    assert made.sent("reader-0", Recall) == [Recall()]
+    urgent = made.fill("reader-0")
+    made.filled("reader-0", lease, 1)
+    made.hello("inference-0", 1)
+    assert made.sent("inference-0", Run) == [] and made.mind.report().status["slots"]["ready"] == 2
+    made.filled("reader-0", urgent)
+    assert made.sent("reader-0", Fill) == []
+    made.inferred("inference-0", made.sent("inference-0", Run)[0])
+    (record,) = made.sent("aggregator-0", Record)
+    made.say("aggregator-0", Journaled([record.record]))
+    (write,) = made.sent("writer-0", Write)
+    assert made.sent("reader-0", Fill) == made.sent("inference-0", Run) == []
+    made.say("writer-0", Written(write.lease, "complete", "", 4, 4, 0))
+    assert len(made.sent("reader-0", Fill)) == len(made.sent("inference-0", Run)) == 1
+
+
+def test_an_urgent_slide_that_does_not_get_on_holds_nobody_up() -> None:
+    """A reader that hangs in it keeps the other one idle for two seconds, not until it is found out."""
+    made = desk("reader-0", "reader-1", credit=1, slots=9, shared=True)
+    made.planned(2, 4, urgent=True)
+    made.planned(1, 100)
+    assert sum(len(made.sent(name, Fill)) for name in ("reader-0", "reader-1")) == 1
+    made.tick(1.9)
+    assert made.sent("reader-0", Fill) == made.sent("reader-1", Fill) == []
+    made.tick(0.2)
+    assert sum(len(made.sent(name, Fill)) for name in ("reader-0", "reader-1")) == 1
+
+
+def test_the_last_idle_writer_is_kept_for_an_urgent_slide() -> None:
+    """That is being read; after each of them, one routine slide may be written."""
+    made = desk("writer-0", credit=1)
+    made.planned(2, 4, urgent=True)
+    made.planned(1, 0)
+    assert made.sent("writer-0", Write) == []
+    made.hello("writer-1", 1)
+    (write,) = made.sent("writer-0", Write) + made.sent("writer-1", Write)
+    assert write.slide == 1
+    made.planned(3, 0)
+    made.planned(4, 0, urgent=True)
+    writes = made.sent("writer-0", Write) + made.sent("writer-1", Write)
+    assert [write.slide for write in writes] == [4]
+    for name in ("writer-0", "writer-1"):
+        made.say(name, Written(writes[0].lease, "complete", "", 0, 0, 0))
+    assert [write.slide for write in made.sent("writer-0", Write) + made.sent("writer-1", Write)] == [3]
+
+
+@pytest.mark.parametrize(("shared", "floor"), [(True, 0.1), (False, 0.1), (True, 0.3)])
+def test_routine_keeps_its_floor_beside_urgent_work_that_never_ends(shared: bool, floor: float) -> None:
+    """Of the rows that are inferred, not only of those that are read: no worker puts them off."""
+    made = desk("reader-0", "reader-1", "inference-0", credit=2, slots=8, reserved=1, shared=shared, floor=floor)
+    made.planned(1, 4000)
+    made.planned(2, 4000, urgent=True)
+    lines = {name: Line() for name in ("reader-0", "reader-1", "inference-0")}
+    slots, rows = {}, {1: 0, 2: 0}
+    while sum(rows.values()) < 3000:
+        for name, line in lines.items():
+            for message in made.sent(name, Fill) + made.sent(name, Run) + made.sent(name, Recall):
+                line.put(message)
+        name = next(name for name in sorted(lines, key=lambda n: (n.startswith("r"), n)) if len(lines[name]))
+        lease = lines[name].take()
+        if lease.prompt and name != "inference-0":
+            for back in lines[name].recall(Fill):
+                made.filled(name, back, 0)
+        if isinstance(lease, Fill):
+            slots[lease.slot] = lease.segments[0][0]
+            made.filled(name, lease)
+        elif isinstance(lease, Run):
+            rows[slots[lease.slot]] += lease.count
+            made.inferred(name, lease)
+        for record in made.sent("aggregator-0", Record):
+            made.say("aggregator-0", Journaled([record.record]))
+    assert rows[1] >= floor * sum(rows.values()) - 4 * (GRACE + 8)
+    assert rows[1] <= floor * sum(rows.values()) + 4 * 8

@@ -11,7 +11,7 @@ from pipeline.dispatch.slidework import SlideWork
 from pipeline.wire import Journaled, Record
 
 SETTINGS = DispatchSettings(
-    "run", "/nowhere", 4, 3, 1, 0, 5.0, 200.0, 5.0, 0.1, ahead=2, window=3, classes=(2,), patience={AGGREGATOR: 9.0}
+    "run", "/nowhere", 4, 3, 1, 0, False, 5.0, 200.0, 5.0, 0.1, ahead=2, window=3, classes=(2,), patience={AGGREGATOR: 9.0}
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.dispatch.schedule import Floor
+from pipeline.dispatch.schedule import GRACE, Floor
 from pipeline.dispatch.slots import FILLING, FREE, READY, RUNNING, Batch, Segment, SlotError, SlotPool
 
 
@@ -95,13 +95,28 @@ def test_routine_slots_get_their_floor_of_the_inference() -> None:
     for _ in range(8):
         make_ready(slots)
     routine = 0
-    for _ in range(50):
+    for _ in range(400):
         while slots.counts()[FREE]:
             make_ready(slots, urgent=True)
         slot = slots.next_ready()
-        routine += not slots.run(slot).urgent
+        urgent = slots.run(slot).urgent
+        routine += not urgent
         slots.release(slot)
-    assert 4 <= routine <= 6
+        make_ready(slots, urgent)
+    assert 40 - GRACE - 2 <= routine <= 40
+
+
+def test_routine_batches_wait_for_urgent_ones_that_are_coming() -> None:
+    """But for their floor, which holds also where no urgent one is ready for long."""
+    slots = pool(3, floor=0.5)
+    make_ready(slots)
+    assert slots.next_ready(coming=True) is None and slots.next_ready() == 0
+    for _ in range(GRACE):
+        urgent = make_ready(slots, urgent=True)
+        assert slots.next_ready(coming=True) == urgent
+        slots.run(urgent)
+        slots.release(urgent)
+    assert slots.next_ready(coming=True) == 0
 
 
 def test_a_batch_that_comes_back_is_first_again() -> None:
