@@ -183,6 +183,7 @@ def settings(crowd: Crowd, run: str, private: Path) -> dict[str, Any]:
             "supervisor": {"hang_s": 30.0, "beat_s": 1.0},
             "batcher": {"urgent": [], "max_delay_ms": {"urgent": 20.0, "routine": 200.0}, "routine_floor": 0.1},
             "slides": {"ahead": 4, "read_timeout_s": 30.0},
+            "inference": {"engine": "null"},
             "aggregator": {"window": 256},
             "log": {"level": "info"},
         },
