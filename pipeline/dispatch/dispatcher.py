@@ -72,8 +72,8 @@ class Dispatcher:
         Work is handed out here, once for all that was heard since the last call.
         """
         if self._news_at is not None and self._awaited is not None and not self._awaited:
-            self._intake.offer(self._news_at)
             self._quiet.look(self._news_at)
+            self._intake.offer(self._news_at)
             self._feed.offer(self._news_at)
         self._news_at = None
         letters, self._board.outbox = self._board.outbox, []

@@ -139,7 +139,7 @@ class Intake:
         self._board.hold_fills = False
         waiting = [s for s in slides if s.state is SlideState.WAITING]
         for slide in sorted(waiting, key=lambda s: not s.urgent):  # stable: in the order of submission
-            if not self._free_overviews or (not slide.urgent and self._prepared() >= self._board.settings.ahead):
+            if not self._may_open(slide):
                 break
             reader = self._board.leases.able(READER, idle=slide.strikes > 0, prompt=slide.urgent)
             if reader is None:
@@ -148,6 +148,16 @@ class Intake:
             slide.state = SlideState.OPENING
             slide.overview_slot = self._free_overviews.pop()
             self._grant(reader, "open", slide, now)
+
+    def _may_open(self, slide: SlideWork) -> bool:
+        """Whether there is a place for its overview, and it is time. The last place of several is kept for urgent slides."""
+        if slide.urgent:
+            return bool(self._free_overviews)
+        settings = self._board.settings
+        kept = settings.reserved > 0 and settings.overview_slots > 2
+        if len(self._free_overviews) <= kept or self._prepared() >= settings.ahead:
+            return False
+        return not (self._board.quiet and self._schedule.waiting(False))  # with nothing to read, it would lose its floor
 
     def _last_writer_is_kept(self) -> bool:
         """For an urgent slide that is being read: a large slide's files may take longer than all of that one."""

@@ -13,6 +13,7 @@ from pipeline.wire import Recall
 PATIENCE_S = 2.0  # without any progress of an urgent slide
 
 _UNDER_WAY = {
+    SlideState.WAITING,
     SlideState.OPENING,
     SlideState.MASKING,
     SlideState.BEGINNING,

@@ -824,3 +824,29 @@ def test_routine_keeps_its_floor_beside_urgent_work_that_never_ends(shared: bool
             made.say("aggregator-0", Journaled([record.record]))
     assert rows[1] >= floor * sum(rows.values()) - 4 * (GRACE + 8)
     assert rows[1] <= floor * sum(rows.values()) + 4 * 8
+
+
+def test_routine_slides_are_opened_beside_urgent_work_only_where_nothing_else_is_left_of_them() -> None:
+    """Opening takes a core too; but routine must have rows to be read, to get its floor."""
+    made = desk("reader-0", "reader-1", credit=2, slots=9, shared=True, overview_slots=3)
+    made.planned(2, 1000, urgent=True)
+    made.planned(1, 6)
+    for number in (3, 4):
+        made.supervisor(Submit(number, f"s{number}", f"/s{number}", {}, False, False, ""))
+        made.say("aggregator-0", Known(number, None, b""))
+    assert made.sent("reader-0", Open) == made.sent("reader-1", Open) == []
+    made.supervisor(Amend(1, False, True))
+    made.filled("reader-0", made.sent("reader-0", Fill)[0])
+    assert len(made.sent("reader-0", Open) + made.sent("reader-1", Open)) >= 1
+
+
+def test_the_last_of_several_places_for_overviews_is_kept_for_urgent_slides() -> None:
+    """So that none waits until a routine one is masked."""
+    made = desk("reader-0", credit=9, reserved=1, overview_slots=3)
+    for number, urgent in ((1, False), (2, False), (3, False), (4, True)):
+        made.supervisor(Submit(number, f"s{number}", f"/s{number}", {}, urgent, False, ""))
+    for number in (1, 2, 3):
+        made.say("aggregator-0", Known(number, None, b""))
+    assert [lease.slide for lease in made.sent("reader-0", Open)] == [1, 2]
+    made.say("aggregator-0", Known(4, None, b""))
+    assert [lease.slide for lease in made.sent("reader-0", Open)] == [4]
