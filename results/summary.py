@@ -17,6 +17,9 @@ from results.record import FAILED, INFERRED, Counts, SlideRecord
 
 FORMAT = "slidestream-slide/1"
 _FAILED_KEY = '"failed_patches": ['
+# How the list begins: at the beginning of a line, which nothing within a string of JSON can be.
+_FAILED_LINE = f"\n {_FAILED_KEY}".encode()
+_HEAD_BYTES = 32 << 10
 
 
 def write_summary(
@@ -87,6 +90,22 @@ def read_summary(out: Path, slide: str) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, json.JSONDecodeError):
         return None
     return values if isinstance(values, dict) and values.get("format_version") == FORMAT else None
+
+
+def read_head(path: Path) -> dict[str, Any]:
+    """A summary without its failed patches, of which there may be a million. OSError; ValueError where it is none."""
+    with open(path, "rb") as file:
+        data = b""
+        while _FAILED_LINE not in data:
+            more = file.read(_HEAD_BYTES)
+            if not more:
+                break
+            data += more
+    head, found, _ = data.partition(_FAILED_LINE)
+    values = json.loads(head.rstrip().removesuffix(b",") + b"}" if found else data)
+    if not isinstance(values, dict) or values.get("format_version") != FORMAT:
+        raise ValueError(f"{path}: is no summary of a slide")
+    return values
 
 
 def is_complete(

@@ -84,7 +84,10 @@ def application(page: Page, names: Sequence[str], tls: bool = False) -> ASGIApp:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        # The first look reads every summary; whoever comes meanwhile waits for it.
+        first = asyncio.create_task(to_thread.run_sync(page.reading.catalogue.look))
         yield
+        first.cancel()
         page.live.close()
         page.reading.pool.close()
 
@@ -126,9 +129,10 @@ def routes(page: Page) -> list[BaseRoute]:
             if waiting >= WAITING_MOST:
                 raise Refused(503, "busy", "too many pictures are being made; try again", retry_after=2)
             waiting += 1
+            late = queue.locked()
             try:
                 async with queue:
-                    if await request.is_disconnected():
+                    if late and await request.is_disconnected():
                         return Response(status_code=499)
                     return await to_thread.run_sync(work, request, identity, limiter=limiter)
             finally:

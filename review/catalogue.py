@@ -26,6 +26,7 @@ from results.colours import heatmap_class, is_tumour
 from results.columns import columns, share
 from results.layout import output_path
 from results.record import FAILED, INFERRED
+from results.summary import read_head
 from review import heat, regions
 from review.errors import Refused
 from review.folders import Journals, Root, Run, Runs, Summaries, Unfinished, roots
@@ -157,7 +158,7 @@ class Catalogue:
 
     def _load(self, root: Root, slide: str, changed: int) -> Entry | None:
         try:
-            values = json.loads((root.path / output_path(slide, "summary")).read_bytes())
+            values = read_head(root.path / output_path(slide, "summary"))
             return self._entry(root, slide, changed, values)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None  # being replaced, or none of ours

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import Any
 
 from results.layout import output_path
+from results.summary import read_head
 from review import regions
 from review.catalogue import Catalogue, Entry
 from review.errors import Refused
@@ -20,6 +20,7 @@ THRESHOLD = 0.5
 MIN_UM2 = 0.0
 # Beyond so many nobody steps through them: the threshold is too low.
 REGIONS_MOST = 2000
+_DIGESTS = 256
 
 
 class Reading:
@@ -28,13 +29,14 @@ class Reading:
     def __init__(self, catalogue: Catalogue, pool: SlidePool) -> None:
         self.catalogue = catalogue
         self.pool = pool
+        self._digests: dict[tuple[str, str], str] = {}
 
     def facts(self, key: str) -> Facts | None:
         """See `Slides`."""
         entry = self.catalogue.look().get(key)
         if entry is None:
             return None
-        data, summary = self._summary(entry)
+        summary = self._summary(entry)
         width, height = entry.size or (0, 0)
         mpp_x, mpp_y = entry.mpp or (0.0, 0.0)
         bounds = summary.get("bounds")
@@ -54,7 +56,7 @@ class Reading:
             model=summary.get("model") or self._running_model(entry),
             engine=summary.get("engine") or {},
             patches={"planned": entry.planned, "inferred": entry.inferred, "failed": entry.failed},
-            result=hashlib.sha256(data).hexdigest() if data else "",
+            result=self._digest(entry) if summary else "",
         )
 
     def _allowed(self, entry: Entry) -> str:
@@ -124,7 +126,7 @@ class Reading:
     def detail(self, key: str) -> dict[str, Any]:
         """All that is known of a slide but its review and who looks at it. Refused (404)."""
         entry = self.catalogue.entry(key)
-        _, summary = self._summary(entry)
+        summary = self._summary(entry)
         return {
             **entry.to_row(),
             **self.shown(entry),
@@ -143,7 +145,7 @@ class Reading:
 
     def identity(self, entry: Entry) -> dict[str, Any]:
         """Model and engine of a slide, for the patch under the pointer."""
-        _, summary = self._summary(entry)
+        summary = self._summary(entry)
         model = summary.get("model") or self._running_model(entry)
         engine = summary.get("engine") or {}
         return {"model": model.get("name"), "engine": engine.get("engine") or engine.get("name")}
@@ -152,16 +154,29 @@ class Reading:
         models = [model for model in self.catalogue.run.models if model.out == entry.out]
         return dict(models[0].facts) if models else {}
 
-    def _summary(self, entry: Entry) -> tuple[bytes, dict[str, Any]]:
-        """The bytes and values of the summary that the entry is made of; nothing while there is none."""
+    def _summary(self, entry: Entry) -> dict[str, Any]:
+        """The summary that the entry is made of, without failed patches; empty while there is none."""
         if entry.finished is None or not entry.version.startswith("summary"):
-            return b"", {}
+            return {}
         try:
-            data = (entry.out / output_path(entry.slide, "summary")).read_bytes()
-            values = json.loads(data)
+            return read_head(entry.out / output_path(entry.slide, "summary"))
         except (OSError, ValueError):
-            return b"", {}
-        return data, values if isinstance(values, dict) else {}
+            return {}
+
+    def _digest(self, entry: Entry) -> str:
+        """SHA-256 of the summary, in hex; of a long one not for every request."""
+        place = entry.key, entry.version
+        known = self._digests.get(place)
+        if known is None:
+            try:
+                with open(entry.out / output_path(entry.slide, "summary"), "rb") as file:
+                    known = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError:
+                return ""
+            if len(self._digests) >= _DIGESTS:
+                self._digests.clear()
+            self._digests[place] = known
+        return known
 
 
 def grid(entry: Entry) -> dict[str, int] | None:

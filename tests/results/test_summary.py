@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from results.summary import is_complete, read_summary, write_failed_summary, write_summary
+from results.summary import is_complete, read_head, read_summary, write_failed_summary, write_summary
 
 KEY = {"fingerprint": "f1", "model": "m1", "configuration": "c1"}
 
@@ -124,3 +124,19 @@ def test_complete_needs_state_key_and_files(make_record, tmp_path):
     assert not is_complete(None, KEY, tmp_path)
     (tmp_path / "a.csv").unlink()
     assert not is_complete(said, KEY, tmp_path)
+
+
+def test_the_head_of_a_summary_is_all_but_the_failed_patches(make_record, tmp_path):
+    """However many those are, and whatever names hold; what is no summary is refused."""
+    name = 'a\n "failed_patches": [ b'
+    record = make_record(cells=60, failed=tuple(range(0, 60, 2)), slide=name)
+    for number, given in enumerate((record, make_record(cells=0))):
+        path = tmp_path / f"{number}.json"
+        write_summary(given, path)
+        expected = json.loads(path.read_bytes())
+        assert expected.pop("failed_patches") is not None
+        assert read_head(path) == expected
+    for text in ("", "{", "[]", '{"format_version": "other"}'):
+        path.write_text(text)
+        with pytest.raises(ValueError):
+            read_head(path)
