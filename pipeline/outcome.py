@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.status import StageStatus, Status, bottleneck, duration
+from pipeline.balance import bottleneck
+from pipeline.machine import detect
+from pipeline.status import StageStatus, Status, duration
 from pipeline.submissions import Source, Submissions, Verdict
 from pipeline.supervisor import Ending
 from pipeline.watch import Gauge, Watch
@@ -31,6 +33,11 @@ def snapshot(watch: Watch, submissions: Source, elapsed_s: float) -> Status:
         active=tuple((slide, inferred + failed, planned) for slide, inferred, failed, planned in active),
         elapsed_s=elapsed_s,
     )
+
+
+def said_bottleneck(status: Status, on_gpu: bool) -> str:
+    """The bottleneck of a run since its start, in words. While it goes on, and of all of it at its end, there is work."""
+    return bottleneck(status.stages, backlog=1, on_gpu=on_gpu, cores=detect().cores)
 
 
 def stages(watch: Watch) -> tuple[StageStatus, ...]:
@@ -99,7 +106,7 @@ def run_record(
             }
             for stage in status.stages
         },
-        "bottleneck": bottleneck(status.stages),
+        "bottleneck": said_bottleneck(status, bool(invocation.get("gpus"))),
         "memory_bound_bytes": memory_bound_bytes,
         **({"model": models[0]} if len(models) == 1 else {"models": models}),
         "engine": watch.report.get("engine", {}),

@@ -25,13 +25,12 @@ from pipeline.gpus import Placement, build_engine
 from pipeline.log import LogSink
 from pipeline.machine import MIB, detect
 from pipeline.models import load_models, result_folders, result_keys, sizes
-from pipeline.outcome import exit_code, run_record, snapshot, summary
+from pipeline.outcome import exit_code, run_record, said_bottleneck, snapshot, summary
 from pipeline.outdir import hold, run_directory
 from pipeline.placement import place_all, result_hashes
 from pipeline.progress import Progress
 from pipeline.rundir import RunDir, work_folder
 from pipeline.staging import Staging
-from pipeline.status import bottleneck
 from pipeline.submissions import Submissions, Verdict
 from pipeline.supervisor import Ending, Supervisor
 from pipeline.watch import Watch
@@ -141,7 +140,7 @@ def _supervise(
 
     def status(question: dict[str, Any]) -> dict[str, Any]:
         now = snapshot(supervisor.watch, submissions, time.monotonic() - supervisor.watch.started_at)
-        lines = [progress.now(), bottleneck(now.stages)]
+        lines = [progress.now(), said_bottleneck(now, bool(placement.devices))]
         lines += [f"{name} was given up: {reason}" for name, reason in supervisor.watch.lost.items()]
         return {"lines": lines, "run": assembly.status_report(supervisor.watch, now)}
 

@@ -1,4 +1,4 @@
-"""A snapshot of a run, and what can be said of it: speed, time left, and which stage holds up the others. Pure."""
+"""A snapshot of a run, and what can be said of it: speed, time left, and how stages spend their time. Pure."""
 
 from __future__ import annotations
 
@@ -44,29 +44,19 @@ class Status:
         return self.patches_inferred + self.patches_failed
 
 
-# Kind of process: (its name in words, what it being the bottleneck means, what to do about it).
 _WORDS = {
-    "reader": ("slide readers", "reading is the bottleneck", "add reader.workers if cores are free"),
-    "tissue": ("tissue masks", "masking is the bottleneck", "add tissue.workers, or raise slides.ahead"),
-    "batcher": ("batcher", "dealing out work is the bottleneck", "raise batcher.batch"),
-    "inference": ("inference", "the model is the bottleneck", "add inference.workers if cores are free"),
-    "aggregator": (
-        "aggregator",
-        "the journal is the bottleneck",
-        "give --out a faster disk, or raise aggregator.flush_ms",
-    ),
-    "writer": (
-        "result writers",
-        "writing results is the bottleneck",
-        "add writer.workers, or write fewer results.formats",
-    ),
+    "reader": "slide readers",
+    "tissue": "tissue masks",
+    "batcher": "batcher",
+    "inference": "inference",
+    "aggregator": "aggregator",
+    "writer": "result writers",
 }
-_BOTTLENECK_SHARE = 0.6
 
 
 def stage_name(kind: str) -> str:
     """A kind of process in words."""
-    return _WORDS[kind][0] if kind in _WORDS else kind
+    return _WORDS.get(kind, kind)
 
 
 def rate(older: Status, newer: Status) -> float:
@@ -104,25 +94,6 @@ def shares(stage: StageStatus, older: StageStatus | None = None) -> tuple[float,
     spans = [max(0.0, span) for span in spans]
     total = sum(spans)
     return (spans[0] / total, spans[1] / total, spans[2] / total) if total > 0 else (0.0, 0.0, 0.0)
-
-
-def bottleneck(stages: tuple[StageStatus, ...]) -> str:
-    """One line in words: which stage the others wait for, and what to do about it."""
-    measured = [
-        (shares(stage)[0], stage) for stage in stages if stage.busy + stage.waiting_input + stage.waiting_room > 0
-    ]
-    if not measured:
-        return "no stage has worked yet"
-    busy, stage = max(measured, key=lambda pair: pair[0])
-    name, meaning, remedy = _WORDS.get(
-        stage.kind, (stage.kind, f"{stage.kind} is the bottleneck", "give it more workers")
-    )
-    if busy < _BOTTLENECK_SHARE:
-        return (
-            f"no stage is busy more than {busy:.0%} ({name}): the run is short, or the stages wait for each other; "
-            "for many small slides raise slides.ahead"
-        ).replace("%", " %")
-    return f"{name} busy {100 * busy:.0f} %: {meaning}; {remedy}"
 
 
 def duration(seconds: float) -> str:

@@ -37,7 +37,8 @@ def operations(catalogue: Catalogue) -> dict[str, Any]:
 
 def running(status: Mapping[str, Any]) -> dict[str, Any]:
     """From the answer of a run's control socket."""
-    from pipeline.status import StageStatus, bottleneck
+    from pipeline.balance import bottleneck
+    from pipeline.status import StageStatus
 
     stages = [StageStatus(**stage) for stage in status["stages"]]
     done = sum(status[f"slides_{name}"] for name in ("done", "partial", "failed"))
@@ -45,7 +46,7 @@ def running(status: Mapping[str, Any]) -> dict[str, Any]:
     finished = status["patches_inferred"] + status["patches_failed"]
     engines = status.get("engines") or {}
     return {
-        "bottleneck": bottleneck(stages),
+        "bottleneck": bottleneck(stages, backlog=1, on_gpu=any(engine.get("gpu") for engine in engines.values())),
         "patches_per_s": round(finished / elapsed, 2) if elapsed > 0 else None,
         "slides": {
             "total": status["slides_total"],

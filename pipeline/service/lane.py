@@ -35,7 +35,7 @@ from pipeline.log import LogSink
 from pipeline.machine import MIB, detect
 from pipeline.memory import MemoryLack
 from pipeline.models import load_models, result_folders, result_keys, sizes
-from pipeline.outcome import snapshot
+from pipeline.outcome import said_bottleneck, snapshot
 from pipeline.outdir import Held, hold, run_directory
 from pipeline.placement import place_all, result_hashes
 from pipeline.rundir import RunDir
@@ -54,7 +54,6 @@ from pipeline.service.lanewire import (
     encode,
 )
 from pipeline.service.stream import Stream
-from pipeline.status import bottleneck
 from pipeline.submissions import Verdict
 from pipeline.supervisor import Ending, Supervisor
 from pipeline.watch import Watch
@@ -245,7 +244,10 @@ def run_lane(service: RunDir, route: str, generation: int) -> Ending:
 
         def status(question: dict[str, Any]) -> dict[str, Any]:
             now = snapshot(supervisor.watch, stream, time.monotonic() - supervisor.watch.started_at)
-            return {"lines": [bottleneck(now.stages)], "run": assembly.status_report(supervisor.watch, now)}
+            return {
+                "lines": [said_bottleneck(now, bool(placement.devices))],
+                "run": assembly.status_report(supervisor.watch, now),
+            }
 
         def ready() -> None:
             from engines.check import prepare

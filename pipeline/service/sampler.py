@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from pipeline.service.balance import bottleneck
+from pipeline.balance import bottleneck
 from pipeline.service.figures import Facts, Figures
 from pipeline.service.migrations import LedgerError
 from pipeline.service.recent import Recent, Sample

@@ -22,13 +22,13 @@ import structlog
 import zmq
 
 from pipeline import log
+from pipeline.balance import bottleneck
 from pipeline.config import Config
 from pipeline.control import Control
 from pipeline.log import LogSink
 from pipeline.machine import detect
 from pipeline.rundir import RunDir
 from pipeline.service import notify
-from pipeline.service.balance import bottleneck
 from pipeline.service.deadlines import Pace, risk
 from pipeline.service.desk import Desk
 from pipeline.service.errands import Errands

@@ -1,10 +1,10 @@
-"""What is said of a run: speed, time left, bottleneck."""
+"""What is said of a run: speed, time left."""
 
 from __future__ import annotations
 
 import pytest
 
-from pipeline.status import StageStatus, Status, bottleneck, duration, eta_s, patches_left, rate, shares
+from pipeline.status import StageStatus, Status, duration, eta_s, patches_left, rate, shares
 
 
 def test_rate_counts_failed_patches_too():
@@ -55,35 +55,6 @@ def test_shares_are_of_the_time_between():
     older, newer = StageStatus("reader", 2, 10, 10, 0), StageStatus("reader", 2, 13, 10, 1)
     assert shares(newer, older) == (0.75, 0.0, 0.25)
     assert shares(older, newer) == (0.0, 0.0, 0.0)
-
-
-def test_bottleneck_in_words():
-    """The busiest stage is named, with what to do."""
-    stages = (StageStatus("reader", 2, 97, 3, 0), StageStatus("inference", 1, 40, 60, 0))
-    line = "slide readers busy 97 %: reading is the bottleneck; add reader.workers if cores are free"
-    assert bottleneck(stages) == line
-
-
-@pytest.mark.parametrize(
-    ("kind", "key"),
-    [
-        ("tissue", "tissue.workers"),
-        ("batcher", "batcher.batch"),
-        ("inference", "inference.workers"),
-        ("writer", "writer.workers"),
-    ],
-)
-def test_every_bottleneck_has_a_remedy(kind: str, key: str):
-    """Whatever stage it is, the line names the key to turn."""
-    assert key in bottleneck((StageStatus(kind, 1, 9, 1, 0),))
-
-
-def test_no_bottleneck():
-    """When no stage is busy most of the time, that is said."""
-    assert bottleneck((StageStatus("reader", 1, 4, 6, 0),)).startswith(
-        "no stage is busy more than 40 % (slide readers)"
-    )
-    assert bottleneck(()) == "no stage has worked yet"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61.4, "1:01"), (59.7, "1:00"), (3661, "1:01:01")])

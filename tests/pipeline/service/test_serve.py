@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -9,11 +10,15 @@ import shutil
 import signal
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from pipeline.rundir import RunDir
+from pipeline.service import web
 from pipeline.service.lifecycle import State
 from pipeline.service.reasons import Kind
 from tests.end_to_end import runs
@@ -39,6 +44,7 @@ def day(tmp_path_factory: pytest.TempPathFactory, model: Path, slides: dict[str,
     other, both = folder / "out-other", folder / "both"
     both.mkdir()
     section = service.config["service"]
+    section["spool"] = {"path": str(folder / "spool")}
     section["routes"].append({"name": "other", "out": str(other), "model": str(model)})
     section["watch"].append(Service.watch(both, ("tumour", "other"), urgency="stat"))
     for name in ODD:
@@ -60,6 +66,11 @@ def day(tmp_path_factory: pytest.TempPathFactory, model: Path, slides: dict[str,
     until(lambda: any(e["type"] == "slide.delivered_again" for e in events(service)), "the second name is noted")
     yield service
     service.destroy()
+
+
+def metrics(address: str) -> str:
+    with urllib.request.urlopen(f"{address}/metrics", timeout=10) as response:
+        return response.read().decode()
 
 
 def events(service: Service) -> list[dict]:
@@ -132,6 +143,24 @@ class TestDay:
         assert runs.command("status", str(day.out)).returncode == 0
         top = day.command("top", "--once").stdout
         assert "slide readers" in top and "tumour" in top
+
+    def test_health_metrics_and_events_are_of_this_service(self, day: Service) -> None:
+        """Live, ready and progressing; metrics of its slides; an event for each, in the spool folder, confirmed in the ledger."""
+        address = web.address(RunDir(Path((day.state / "run").read_text().strip())))
+        for page in ("healthz", "readyz", "progress"):
+            with urllib.request.urlopen(f"{address}/{page}", timeout=10) as response:
+                assert response.status == 200, page
+        text = metrics(address)
+        found = {
+            (sample.name, *sorted(sample.labels.values())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+        assert found["slidestream_up",] == 1.0 and found["slidestream_slides", "complete", "stat"] == 2.0
+        told = [json.loads(path.read_text()) for path in sorted((day.folder / "spool").glob("*.json"))]
+        done = {(event["data"]["name"], event["data"]["route"]) for event in told if event["type"] == "slide.complete"}
+        assert {("first", "tumour"), ("frozen", "tumour"), ("frozen", "other")} <= done
+        until(lambda: 'slidestream_events_unsent{sink="spool"} 0.0' in metrics(address), "all are confirmed")
 
     def test_its_doors_are_its_users_alone(self, day: Service) -> None:
         """The sockets lie in a folder that nobody else may enter, as does the ledger."""
@@ -398,6 +427,20 @@ class TestRefused:
         one.write()
         said = runs.command("serve", "--config", str(one.file))
         assert said.returncode == 2 and said.stderr.count("\n") == 1 and words in said.stderr, said.stderr
+
+    @pytest.mark.long
+    def test_a_results_folder_that_a_run_holds(self, service) -> None:
+        """After a while in which that could be the last lane on its way out; the line says who holds it."""
+        one = service()
+        private = one.out / ".slidestream"
+        private.mkdir(parents=True)
+        with (private / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.write("4711\n")
+            lock.flush()
+            one.start()
+            assert one.process.wait(60) == 2
+        assert f"slidestream: --out {one.out}: another run holds it (process 4711)" in one.console()
 
     def test_no_service_is_there(self, tmp_path: Path) -> None:
         """Every command says so."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.service.balance import balanced, bottleneck
+from pipeline.balance import balanced, bottleneck
 from pipeline.status import StageStatus
 
 
