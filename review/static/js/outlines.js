@@ -12,10 +12,12 @@ export class Outlines {
     this.current = null;
     this.drawn = []; // level-0 points of the drawing under way
     this.shown = true;
+    this.size = 1; // of lines and letters: a 4K screen has larger ones, as the rest of the page
   }
 
   draw(matrix, width, height) {
     const ratio = devicePixelRatio;
+    this.size = parseFloat(getComputedStyle(document.documentElement).fontSize) / 16;
     fit(this.canvas, width, height, ratio);
     const context = this.canvas.getContext("2d");
     context.setTransform(1, 0, 0, 1, 0, 0);
@@ -39,11 +41,11 @@ export class Outlines {
     for (const points of rings) trace(context, points, true);
     context.setLineDash([]);
     context.strokeStyle = "rgba(255, 255, 255, 0.9)";
-    context.lineWidth = strong ? 6 : 4;
+    context.lineWidth = (strong ? 6 : 4) * this.size;
     context.stroke();
     context.setLineDash(DASHES[item.verdict] ?? []);
     context.strokeStyle = strong ? "#b3410a" : "#1c1c1c";
-    context.lineWidth = strong ? 3 : 1.75;
+    context.lineWidth = (strong ? 3 : 1.75) * this.size;
     context.stroke();
     context.setLineDash([]);
     this.label(context, item, rings[0], strong);
@@ -52,13 +54,14 @@ export class Outlines {
   label(context, item, points, strong) {
     // On the topmost corner, the left one of two: with any rotation that lies on the outline.
     const [x, y] = points.reduce((best, point) => (point[1] < best[1] - 0.5 || (point[1] < best[1] + 0.5 && point[0] < best[0]) ? point : best));
-    context.font = "600 13px system-ui, sans-serif";
-    const width = context.measureText(item.label).width + 10;
+    const { size } = this;
+    context.font = `600 ${13 * size}px system-ui, sans-serif`;
+    const width = context.measureText(item.label).width + 10 * size;
     context.fillStyle = strong ? "#b3410a" : "#1c1c1c";
-    context.fillRect(x, y - 20, width, 19);
+    context.fillRect(x, y - 20 * size, width, 19 * size);
     context.fillStyle = "#ffffff";
     context.textBaseline = "middle";
-    context.fillText(item.label, x + 5, y - 10);
+    context.fillText(item.label, x + 5 * size, y - 10 * size);
   }
 
   sketch(context, points) {

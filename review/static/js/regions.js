@@ -82,14 +82,13 @@ export class Regions {
 
   async saveComment() {
     const { draft } = this;
-    // Taking the field away, for the answer to this, makes it lose the focus, which saves too.
-    if (!draft || draft.saving) return;
+    const now = this.items.find(({ id }) => id === draft?.id);
+    if (!draft || draft.saving || !now || draft.text.trim() === now.comment) return;
     draft.saving = true;
-    if (await this.review.act("comment", { finding: draft.id, comment: draft.text.trim(), ...this.asFound() })) {
-      if (this.draft === draft) this.draft = null;
-      this.showPanel();
-    }
+    const saved = await this.review.act("comment", { finding: draft.id, comment: draft.text.trim(), ...this.asFound() });
     draft.saving = false;
+    if (saved && this.draft === draft) this.draft = null;
+    this.showPanel();
   }
 
   focusComment() {
@@ -148,27 +147,38 @@ export class Regions {
       );
       replace(this.bar, element("div", { class: "verdicts turn" }, turn(-1, t("regions.previous"), "p"), turn(1, t("regions.next"), "n")), element("div", { class: "verdicts", role: "group", "aria-label": t("regions.verdict") }, verdicts));
     });
-    keepingFocus(this.panel, () => {
-      if (item) replace(this.panel, this.comment(item, may));
-      else replace(this.panel, element("p", { class: "quiet" }, t(this.items.length ? "regions.choose" : "regions.none_long")));
-    });
+    if (item) this.showComment(item, may);
+    else {
+      this.field = null;
+      replace(this.panel, element("p", { class: "quiet" }, t(this.items.length ? "regions.choose" : "regions.none_long")));
+    }
   }
 
-  comment(item, may) {
+  /** The comment's field stays while it is of the same region: what others do meanwhile must not disturb who types. */
+  showComment(item, may) {
     const kept = this.draft?.id === item.id ? this.draft.text : item.comment;
-    const save = element("button", { type: "button", hidden: kept.trim() === item.comment, onclick: () => this.saveComment() }, t("regions.save"));
-    const text = element("textarea", { rows: 2, maxlength: 2000, value: kept, disabled: !may });
-    text.addEventListener("input", () => {
-      this.draft = { id: item.id, text: text.value };
-      save.hidden = text.value.trim() === item.comment;
-    });
-    text.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.saveComment();
-    });
-    text.addEventListener("blur", () => this.draft && this.draft.text.trim() !== item.comment && this.saveComment());
-    const erase = item.kind === "drawn" && may && element("button", { type: "button", onclick: () => this.review.act("erase", { finding: item.id }) }, t("regions.erase"));
-    const by = item.by && element("p", { class: "quiet by" }, t("regions.by", { verdict: verdictText(item.verdict), name: item.by, time: fullTime(item.at) }));
-    return element("div", { class: "comment" }, element("label", { class: "field" }, element("span", {}, t("regions.comment_on", { label: item.label })), text), by, element("div", { class: "buttons" }, erase, save));
+    if (this.field?.id !== item.id) {
+      const save = element("button", { type: "button", onclick: () => this.saveComment() }, t("regions.save"));
+      const erase = element("button", { type: "button", onclick: () => this.review.act("erase", { finding: item.id }) }, t("regions.erase"));
+      const text = element("textarea", { rows: 2, maxlength: 2000 });
+      const by = element("p", { class: "quiet by" });
+      text.addEventListener("input", () => {
+        this.draft = { id: item.id, text: text.value };
+        save.hidden = text.value.trim() === this.item?.comment;
+      });
+      text.addEventListener("keydown", (event) => {
+        if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.saveComment();
+      });
+      text.addEventListener("change", () => this.saveComment());
+      this.field = { id: item.id, text, save, erase, by };
+      replace(this.panel, element("div", { class: "comment" }, element("label", { class: "field" }, element("span", {}, t("regions.comment_on", { label: item.label })), text), by, element("div", { class: "buttons" }, erase, save)));
+    }
+    const { text, save, erase, by } = this.field;
+    if (text.value !== kept) text.value = kept;
+    text.disabled = !may;
+    save.hidden = kept.trim() === item.comment;
+    erase.hidden = item.kind !== "drawn" || !may;
+    by.textContent = item.by ? t("regions.by", { verdict: verdictText(item.verdict), name: item.by, time: fullTime(item.at) }) : "";
   }
 }
 

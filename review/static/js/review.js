@@ -26,6 +26,7 @@ export class Review {
 
   take(document) {
     if (!document || !("revision" in document) || document.revision < this.document.revision) return;
+    if (JSON.stringify(document) === JSON.stringify(this.document)) return;
     this.document = document;
     for (const call of this.listeners) call(document);
   }

@@ -31,6 +31,7 @@ ROLES = {"vera": "viewer", "rosa": "reviewer", "ruth": "reviewer"}
 LIMIT_S = 60.0
 
 LUNG, DAMAGED, BROKEN = "lung 肺", "stat/damaged", "broken"
+FRESH = 7
 # The damaged part of DAMAGED, level-0 px.
 HOLE = (1800, 1100, 500, 400)
 
@@ -124,6 +125,29 @@ def serve(users: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cal
 def server(serve: Callable[[Path], Server], results: Path) -> Server:
     """The page over the results that all tests share."""
     return serve(results)
+
+
+@pytest.fixture(scope="session")
+def acts_server(serve: Callable[[Path], Server], slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """The page over results that tests may act upon, each on a slide of its own."""
+    folder, out = tmp_path_factory.mktemp("many"), tmp_path_factory.mktemp("reviewed")
+    for number in range(FRESH):
+        shutil.copyfile(slides / f"{LUNG}.tif", folder / f"slide-{number}.tif")
+    done = runs.command("run", folder, "--out", out, "--no-progress", limit_s=240)
+    assert done.returncode == 0, done.stderr
+    return serve(out)
+
+
+@pytest.fixture(scope="session")
+def unused() -> Iterator[str]:
+    """Names of slides that nobody has reviewed yet."""
+    return iter([f"slide-{number}" for number in range(FRESH)])
+
+
+@pytest.fixture
+def fresh(unused: Iterator[str]) -> str:
+    """A slide that nobody has reviewed yet."""
+    return next(unused)
 
 
 @pytest.fixture

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from review.facts import slide_key
-from tests.review.browser.conftest import DAMAGED, LUNG, Server
+from tests.review.browser.conftest import LUNG, Server
 from tests.review.browser.desk import PASSWORDS, Desk
-
-
-@pytest.fixture
-def fresh(results: Path, serve: Callable[[Path], Server], tmp_path: Path) -> Server:
-    """The same results, not reviewed by anybody yet."""
-    copy = tmp_path / "results"
-    shutil.copytree(results, copy, ignore=shutil.ignore_patterns("*.sqlite*", ".slidestream"))
-    return serve(copy)
 
 
 def judged(desk: Desk) -> list[str]:
@@ -35,11 +25,11 @@ def sign(desk: Desk, user: str) -> None:
     desk.page.get_by_text(f"Signed by {user}").wait_for()
 
 
-def test_a_review_by_keyboard_alone(fresh: Server, sit):
+def test_a_review_by_keyboard_alone(acts_server: Server, fresh: str, sit):
     """Next, accept, next, reject, unsure, comment, undo, sign, reopen: the server has each, the log in order."""
-    desk = sit(fresh.address)
+    desk = sit(acts_server.address)
     desk.sign_in("rosa")
-    desk.slide(LUNG)
+    desk.slide(fresh)
     desk.page.locator(".thumb").nth(1).wait_for()
     press = desk.page.keyboard.press
     for key, words in (("n", None), ("a", "Accepted"), ("n", None), ("r", "Rejected"), ("u", "Unsure")):
@@ -54,8 +44,8 @@ def test_a_review_by_keyboard_alone(fresh: Server, sit):
     press("Control+Enter")
     desk.until("document.querySelector('.comment button:not([hidden])') === null")
     press("Escape")
-    comments = [finding["comment"] for finding in desk.review(LUNG)["findings"]]
-    assert "crushed, no nuclei" in comments and sorted(desk.verdicts(LUNG).values()) == ["accepted", "rejected"]
+    comments = [finding["comment"] for finding in desk.review(fresh)["findings"]]
+    assert "crushed, no nuclei" in comments and sorted(desk.verdicts(fresh).values()) == ["accepted", "rejected"]
 
     press("s")
     box = desk.page.locator("dialog[open]")
@@ -66,8 +56,8 @@ def test_a_review_by_keyboard_alone(fresh: Server, sit):
     sign(desk, "rosa")
     assert desk.page.get_by_role("button", name="Accept", exact=True).is_disabled()
     press("a")
-    assert desk.review(LUNG)["state"] == "signed"
-    assert sorted(desk.verdicts(LUNG).values()) == ["accepted", "rejected"]
+    assert desk.review(fresh)["state"] == "signed"
+    assert sorted(desk.verdicts(fresh).values()) == ["accepted", "rejected"]
 
     desk.page.get_by_role("button", name="Log").click()
     desk.page.locator("table.log tbody tr").first.wait_for()
@@ -81,11 +71,11 @@ def test_a_review_by_keyboard_alone(fresh: Server, sit):
     desk.shows_texts()
 
 
-def test_a_missed_region_is_drawn(fresh: Server, sit):
+def test_a_missed_region_is_drawn(acts_server: Server, fresh: str, sit):
     """By dragging, corner by corner, and by keyboard; Esc draws nothing; what was drawn can be taken away."""
-    desk = sit(fresh.address)
+    desk = sit(acts_server.address)
     desk.sign_in("rosa")
-    desk.slide(LUNG)
+    desk.slide(fresh)
     box = desk.page.locator(".slide-place").bounding_box()
     at = lambda x, y: (box["x"] + box["width"] * x, box["y"] + box["height"] * y)
     mouse, press = desk.page.mouse, desk.page.keyboard.press
@@ -110,7 +100,7 @@ def test_a_missed_region_is_drawn(fresh: Server, sit):
     desk.until(
         "[...document.querySelectorAll('.thumb .words')].filter((t) => t.innerText.includes('drawn')).length === 3"
     )
-    drawn = [finding for finding in desk.review(LUNG)["findings"] if finding["kind"] == "drawn"]
+    drawn = [finding for finding in desk.review(fresh)["findings"] if finding["kind"] == "drawn"]
     assert [finding["verdict"] for finding in drawn] == ["accepted"] * 3
     assert all(finding["area_um2"] > 1000 for finding in drawn)
     desk.page.get_by_role("button", name="Erase this drawing").click()
@@ -119,11 +109,11 @@ def test_a_missed_region_is_drawn(fresh: Server, sit):
     )
 
 
-def test_regions_follow_the_threshold_when_told(fresh: Server, sit):
+def test_regions_follow_the_threshold_when_told(acts_server: Server, fresh: str, sit):
     """Moving the threshold moves no region; the button does, and the review keeps the settings."""
-    desk = sit(fresh.address)
+    desk = sit(acts_server.address)
     desk.sign_in("rosa")
-    desk.slide(LUNG)
+    desk.slide(fresh)
     desk.page.locator(".thumb").first.wait_for()
     before = desk.page.locator(".thumb").count()
     for _ in range(8):
@@ -132,17 +122,17 @@ def test_regions_follow_the_threshold_when_told(fresh: Server, sit):
     desk.page.get_by_role("button", name="Find regions again").click()
     desk.page.get_by_role("button", name="Find regions again").wait_for(state="hidden")
     desk.settled()
-    assert desk.review(LUNG)["threshold"] == pytest.approx(0.1)
-    found = desk.api(f"/api/slides/{slide_key(LUNG)}/regions?class=tumour&threshold=0.1&min_um2=0")["regions"]
+    assert desk.review(fresh)["threshold"] == pytest.approx(0.1)
+    found = desk.api(f"/api/slides/{slide_key(fresh)}/regions?class=tumour&threshold=0.1&min_um2=0")["regions"]
     assert desk.page.locator(".thumb").count() == len(found)
 
 
-def test_two_reviewers_see_each_other_and_overwrite_nothing(fresh: Server, sit):
+def test_two_reviewers_see_each_other_and_overwrite_nothing(acts_server: Server, fresh: str, sit):
     """A verdict of the one appears at the other; one given on an old review is refused, shown, and can be given again."""
-    rosa, ruth = sit(fresh.address), sit(fresh.address)
+    rosa, ruth = sit(acts_server.address), sit(acts_server.address)
     for desk, name in ((rosa, "rosa"), (ruth, "ruth")):
         desk.sign_in(name)
-        desk.slide(DAMAGED)
+        desk.slide(fresh)
         desk.page.locator(".thumb").first.wait_for()
     rosa.page.get_by_text("Open now by ruth").wait_for()
     ruth.page.get_by_text("Open now by rosa").wait_for()
@@ -158,7 +148,7 @@ def test_two_reviewers_see_each_other_and_overwrite_nothing(fresh: Server, sit):
     ruth.page.keyboard.press("r")
     ruth.page.locator(".notice.error").first.wait_for()
     ruth.page.locator(".thumb .verdict", has_text="Unsure").wait_for()
-    assert list(rosa.verdicts(DAMAGED).values()) == ["unsure"]
+    assert list(rosa.verdicts(fresh).values()) == ["unsure"]
     ruth.page.unroute("**/api/slides/*/review")
     ruth.page.keyboard.press("r")
     rosa.page.locator(".thumb .verdict", has_text="Rejected").wait_for()
@@ -225,11 +215,11 @@ def test_no_path_leads_out(desk: Desk, results: Path):
     desk.page.get_by_text("There is no such slide.").wait_for()
 
 
-def test_a_session_that_ends_loses_nothing_on_the_page(fresh: Server, sit):
+def test_a_session_that_ends_loses_nothing_on_the_page(acts_server: Server, fresh: str, sit):
     """When the session is gone, the page asks for the password over what is there, and says what was not saved."""
-    desk = sit(fresh.address)
+    desk = sit(acts_server.address)
     desk.sign_in("rosa")
-    desk.slide(LUNG)
+    desk.slide(fresh)
     desk.page.locator(".thumb").first.wait_for()
     desk.page.keyboard.press("n")
     desk.page.context.clear_cookies()
@@ -240,4 +230,4 @@ def test_a_session_that_ends_loses_nothing_on_the_page(fresh: Server, sit):
     desk.page.locator("dialog.sign-in").wait_for(state="detached")
     desk.settled()
     desk.page.locator(".thumb").first.wait_for()
-    assert desk.verdicts(LUNG) == {}
+    assert desk.verdicts(fresh) == {}
