@@ -7,7 +7,6 @@ were. Ten thousand slides cost one stat a folder.
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 import os
 import stat
@@ -29,6 +28,7 @@ from results.record import FAILED, INFERRED
 from results.summary import read_head
 from review import heat, regions
 from review.errors import Refused
+from review.facts import slide_key as key_of
 from review.folders import Journals, Root, Run, Runs, Summaries, Unfinished, roots
 
 # Of the inferred patches' probabilities of the heatmap class: the highest one alone is often dust.
@@ -90,11 +90,6 @@ class Entry:
             "arrived": self.arrived,
             "finished": self.finished,
         }
-
-
-def key_of(slide: str) -> str:
-    """What stands for a slide's id in URLs: 20 hexadecimal digits."""
-    return hashlib.sha256(slide.encode("utf-8", "surrogateescape")).hexdigest()[:20]
 
 
 class Catalogue:

@@ -162,6 +162,12 @@ def _file(kind: str) -> dict[str, Any]:
     return {"description": "As asked.", "content": {kind: {"schema": {"type": "string", "format": "binary"}}}}
 
 
+def _exports() -> dict[str, Any]:
+    kinds = ("text/csv", "application/pdf", "application/dicom")
+    files = {kind: _file(kind)["content"][kind] for kind in kinds}
+    return {"description": "As asked.", "content": {"application/geo+json": {"schema": {"type": "object"}}, **files}}
+
+
 def _operation(
     summary: str,
     answer: dict[str, Any],
@@ -262,7 +268,7 @@ def paths() -> dict[str, Any]:
         f"{slide}/log": {"get": _operation("Its audit log", _json(_ref("Log")), [_KEY])},
         f"{slide}/export/{{form}}": {
             "get": _operation(
-                "The reviewed result", _file("*/*"), [_KEY, form], errors=(400, 401, 403, 404, 405, 422, 501, 503)
+                "The reviewed result", _exports(), [_KEY, form], errors=(400, 401, 403, 404, 405, 422, 501, 503)
             )
         },
         "/api/operations": {"get": _operation("What the pipeline is doing", _json(_ref("Operations")))},
@@ -280,5 +286,6 @@ def document() -> dict[str, Any]:
             "schemas": SCHEMAS,
             "securitySchemes": {"session": {"type": "apiKey", "in": "cookie", "name": "slidestream"}},
         },
-        "security": [{"session": []}],
+        # Also without: a page for one machine has no users, and a proxy may sign in.
+        "security": [{"session": []}, {}],
     }

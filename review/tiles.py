@@ -44,6 +44,8 @@ _MAX_GAP = 4.5
 _WHOLE = 512
 # Pixels along a side of what is read in one go; what would need more is cut out of an overview.
 _MAX_READ = 4096
+# A handle that read more at once is not kept: its buffer would be kept with it. Nor more handles of a slide than this.
+_SMALL_READ, _IDLE_MOST = 2048, 4
 _OVERVIEW = 2048
 # Chroma is not halved: on H&E that alone costs 5 grey levels on average.
 _QUALITY, _CHROMA = 90, "444"
@@ -257,7 +259,7 @@ class OpenedSlide:
         except BaseException:
             source.close()
             raise
-        self._give_back(source)
+        self._give_back(source, region)
         return (_hatched(px, px), reasons[0]) if reasons else (out[0], "")
 
     def _cut(self, x: int, y: int, side: float, px: int) -> tuple[Pixels, str]:
@@ -284,7 +286,7 @@ class OpenedSlide:
                 except BaseException:
                     source.close()
                     raise
-                self._give_back(source)
+                self._give_back(source, 0)
             return self._overview
 
     def _take(self) -> OpenSlideSource:
@@ -293,9 +295,13 @@ class OpenedSlide:
                 return self._idle.pop()
         return OpenSlideSource(self._path, _ANY_MPP, _OPENSLIDE_CACHE)
 
-    def _give_back(self, source: OpenSlideSource) -> None:
+    def _give_back(self, source: OpenSlideSource, region: int) -> None:
+        """Keep it for the next reader; not many of them, and none whose buffer has grown by a large `region`."""
         with self._lock:
-            self._idle.append(source)
+            if len(self._idle) < _IDLE_MOST and region <= _SMALL_READ:
+                self._idle.append(source)
+                return
+        source.close()
 
     def _picture(self, pixels: Pixels, problem: str, icc: bool) -> Picture:
         if icc and self._transform is not None:

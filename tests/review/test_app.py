@@ -6,6 +6,8 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -397,3 +399,19 @@ def test_another_name_than_the_pages_is_refused(served):
     """So that no other site's name can be made to lead here."""
     assert served.get("/api/worklist", host="evil.example").status == 400
     assert served.get("/", host="127.0.0.1").status == 200
+
+
+@pytest.mark.long
+def test_schemathesis_finds_no_fault(results, tmp_path):
+    """Made-up requests after the OpenAPI document: no answer of 500, none that the document does not know."""
+    program = shutil.which("schemathesis") or shutil.which("schemathesis", path=Path(sys.executable).parent)
+    if program is None:
+        pytest.skip("schemathesis is not installed")
+    checks = "not_a_server_error,response_schema_conformance,content_type_conformance,status_code_conformance"
+    with serve(results.out, tmp_path) as page:
+        page.browser.start()
+        base = f"http://127.0.0.1:{page.browser.port}"
+        command = [program, "run", f"{base}/api/openapi.json", "-H", f"X-CSRF: {page.browser.csrf}", "--checks", checks]
+        command += ["--exclude-path", "/api/events", "--max-examples", "30", "--request-timeout", "20"]
+        ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stdout[-6000:]

@@ -195,6 +195,28 @@ def test_a_single_level_is_shown_from_an_overview_where_much_would_be_read(tmp_p
     slide.close()
 
 
+def test_handles_are_kept_in_bounds(synthetic, monkeypatch):
+    """Of many readers at a time a few handles stay, and none that has a large buffer."""
+    slide = OpenedSlide(synthetic)
+    barrier = threading.Barrier(8)
+
+    def read() -> None:
+        barrier.wait()
+        assert not slide.region(100, 100, 600, 600, 200).problem
+
+    threads = [threading.Thread(target=read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 1 <= len(slide._idle) <= 4
+    monkeypatch.setattr("review.tiles._SMALL_READ", 100)
+    before = len(slide._idle)
+    assert not slide.region(100, 100, 600, 600, 600).problem
+    assert len(slide._idle) == before - 1
+    slide.close()
+
+
 def test_a_profile_of_colours_is_honoured_on_demand(tmp_path):
     """Tiles, passed and made, change as ImageCms says; without asking they stay as stored."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
