@@ -173,11 +173,11 @@ class Show:
         self._reading = page.reading
         self._desk = Desk(page.guard, page.log, page.reading)
 
-    def entry(self, key: str) -> Entry:
+    def entry(self, key: str, fresh: bool = True) -> Entry:
         """The slide of a key. Refused (404)."""
         if not _KEY.fullmatch(key):
             raise Refused(404, "no_slide", "there is no such slide")
-        return self._reading.catalogue.entry(key)
+        return self._reading.catalogue.entry(key, fresh)
 
     def worklist(self, request: Request, identity: Identity) -> Response:
         wanted = Wanted(request)
@@ -212,7 +212,7 @@ class Show:
         )
 
     def tile(self, request: Request, identity: Identity) -> Response:
-        entry = self.entry(request.path_params["key"])
+        entry = self.entry(request.path_params["key"], fresh=False)
         level, place = request.path_params["level"], _PLACE.fullmatch(request.path_params["place"])
         if place is None or not re.fullmatch(r"\d{1,3}", level):
             raise Refused(404, "no_tile", "there is no such tile")
@@ -230,7 +230,7 @@ class Show:
         return self._picture(request, path, what, make)
 
     def overview(self, request: Request, identity: Identity) -> Response:
-        entry = self.entry(request.path_params["key"])
+        entry = self.entry(request.path_params["key"], fresh=False)
         icc = flag(request, "icc")
         path, what = self._reading.catalogue.file(entry), ("overview", icc)
         return self._picture(
@@ -238,7 +238,7 @@ class Show:
         )
 
     def region(self, request: Request, identity: Identity) -> Response:
-        entry = self.entry(request.path_params["key"])
+        entry = self.entry(request.path_params["key"], fresh=False)
         most = 1 << 24
         x, y = (integer(request, name, -most, most) for name in "xy")
         w, h = (integer(request, name, 1, most) for name in "wh")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import stat
 import threading
@@ -99,8 +100,10 @@ class Catalogue:
         self.results = results.absolute()
         self._slides = slides.resolve() if slides is not None else None
         self._beside = beside or dict
+        # One thread looks at a time; `_lock` is held for what others use: followed journals, and what is kept.
+        self._looking = threading.Lock()
         self._lock = threading.Lock()
-        self._looked = -LOOK_S
+        self._looked = -math.inf
         self._runs = Runs(self.results)
         self._journals = Journals(self.results)
         self._summaries: dict[Root, Summaries] = {}
@@ -114,12 +117,19 @@ class Catalogue:
     # ------------------------------------------------------------ looking
 
     def look(self, patience_s: float = LOOK_S) -> dict[str, Entry]:
-        """All slides by key; not older than `patience_s`. The dictionary is not changed afterwards."""
-        with self._lock:
+        """All slides by key; not older than `patience_s`, unless another thread is looking just now: nobody waits for a slow
+        disk but the very first. The dictionary is not changed afterwards."""
+        if time.monotonic() - self._looked < patience_s:
+            return self._entries
+        if not self._looking.acquire(blocking=patience_s <= 0 or self._looked < 0):
+            return self._entries
+        try:
             if time.monotonic() - self._looked >= patience_s:
                 self._look()
                 self._looked = time.monotonic()
             return self._entries
+        finally:
+            self._looking.release()
 
     def _look(self) -> None:
         self.run = run = self._runs.look()
@@ -129,7 +139,8 @@ class Catalogue:
         outs = [model.out for model in run.models]
         own = [times for root, times in found.items() if root.path in outs] or list(found.values())
         over = {slide: min(times.get(slide, 0) for times in own) for slide in own[0]} if own else {}
-        unfinished = self._journals.look(over)
+        with self._lock:
+            unfinished = self._journals.look(over)
         beside = self._beside()
         entries: dict[str, Entry] = {}
         loaded: dict[tuple[Path, str], tuple[int, Entry]] = {}
@@ -146,10 +157,10 @@ class Catalogue:
         for one in unfinished.values():
             for entry in self._under_way(one, every, self._entries):
                 entries[entry.key] = entry
-        self._loaded, self._unfinished = loaded, unfinished
+        self._loaded = loaded
         for slide, facts in beside.items():
             entries[key_of(slide)] = _beside(entries.get(key_of(slide)), slide, facts)
-        self._entries = entries
+        self._entries, self._unfinished = entries, unfinished
 
     def _load(self, root: Root, slide: str, changed: int) -> Entry | None:
         try:
@@ -269,9 +280,10 @@ class Catalogue:
 
     # ------------------------------------------------------------ one slide
 
-    def entry(self, key: str) -> Entry:
-        """The slide of a key. Refused (404) where there is none."""
-        found = self.look().get(key)
+    def entry(self, key: str, fresh: bool = True) -> Entry:
+        """The slide of a key. Refused (404) where there is none. `fresh=False`: as it was at the last look, if it was there."""
+        found = None if fresh else self._entries.get(key)
+        found = found or self.look().get(key)
         if found is None:
             raise Refused(404, "no_slide", "there is no such slide")
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -72,6 +73,30 @@ def test_what_has_not_changed_is_not_read_again(tmp_path, monkeypatch):
     write_failed("ward 1/new", "/slides/new.svs", "gone", tmp_path)
     assert len(catalogue.look(0)) == 31
     assert read == ["ward 1/new"] and "ward 1" in listed and "ward 0" not in listed
+
+
+def test_nobody_waits_for_another_threads_look(tmp_path, monkeypatch):
+    """A slow disk holds up only who looks: others get what was seen before, and pictures of known slides need no look."""
+    write_failed("a", "/slides/a.svs", "gone", tmp_path)
+    catalogue = Catalogue(tmp_path)
+    before = catalogue.look()
+    entered, leave = threading.Event(), threading.Event()
+
+    def slow(self):
+        entered.set()
+        leave.wait(20)
+        return {}
+
+    monkeypatch.setattr(module.Summaries, "look", slow)
+    looker = threading.Thread(target=catalogue.look, args=(0,))
+    looker.start()
+    entered.wait(20)
+    catalogue._looked = 0.0
+    assert catalogue.look() is before
+    assert catalogue.entry(key_of("a")).id == catalogue.entry(key_of("a"), fresh=False).id == "a"
+    leave.set()
+    looker.join()
+    assert catalogue.look(0) == {}
 
 
 def test_a_summary_that_is_written_again_is_read_again(tmp_path):
