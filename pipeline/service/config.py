@@ -86,6 +86,10 @@ class Route(Section):
         "summary has it as model.sha256.",
     )
     out: Text = Field(description="Results folder, an absolute path; two routes cannot share one.")
+    require_mount: bool = key(
+        False,
+        "Nothing is written while nothing is mounted at the results folder or above it (it would fill the disk below).",
+    )
 
     @field_validator("out")
     @classmethod

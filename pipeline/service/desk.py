@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -276,6 +277,8 @@ def _guarded(handler: Callable[[dict[str, Any]], Any]) -> Handler:
             return handler(question)
         except LedgerError as error:
             raise Refusal(str(error)) from error
+        except sqlite3.Error as error:
+            raise Refusal(f"the ledger cannot be read: {error}") from error
         except KeyError as error:
             raise Refusal(str(error.args[0])) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -93,8 +94,6 @@ class Foreman:
     def configure(self, config: Config) -> None:
         """What the next process of each lane works with."""
         self._config = config
-        for lane in self.lanes.values():
-            self._write(lane)
 
     def _write(self, lane: Lane) -> None:
         config, route = self._config, lane.route
@@ -102,7 +101,7 @@ class Foreman:
         for stage, count in lane.scaled.items():
             update[stage] = getattr(config, stage).model_copy(update={"workers": count})
         own = config.model_copy(update={**update, "service": ServiceSection()})
-        lane_process.write_settings(self._run, route.name, own, route.out, route.hashes, len(self.lanes))
+        lane_process.write_settings(self._run, route, own, len(self.lanes))
 
     def start_what_is_due(self, clock: float) -> None:
         """Start lanes that have no process, unless they have to wait."""
@@ -110,11 +109,14 @@ class Foreman:
             if self.draining or lane.child is not None or clock < lane.start_at:
                 continue
             lane.generation += 1
+            lane.start_at = clock + AGAIN_S  # where it cannot be
+            try:
+                self._write(lane)
+            except OSError as error:
+                self._log.error("a lane cannot be started", route=lane.route.name, reason=error.strerror)
+                continue
             command = lane_process.command(self._run, lane.route.name, lane.generation)
-            child = self._nursery.spawn(f"lane {lane.route.name}", command)
-            if child is None:
-                lane.start_at = clock + AGAIN_S
-            else:
+            if (child := self._nursery.spawn(f"lane {lane.route.name}", command)) is not None:
                 lane.began(child)
 
     def drain(self) -> None:
@@ -157,7 +159,7 @@ class Foreman:
                 if end.kind is not None and not self.draining:
                     until = now + max(0.0, lane.start_at - time.monotonic())
                     self._ledger.hold(results_key(lane.route.name), end.kind, end.reason, now, until)
-        except LedgerError as error:  # noted later, like what a lane says itself
+        except (LedgerError, sqlite3.Error) as error:  # noted later, like what a lane says itself
             self._inbox.extend((lane, Over(*job, "cancelled", "", "", {})) for job in lost)
             self._log.error(f"nothing can be noted: {error}")
             return
@@ -254,8 +256,7 @@ class Foreman:
             later.refuse(message.said)
             return
         later.answer({"said": message.said})
-        lane.scaled[asked.stage] = asked.workers
-        self._write(lane)  # its next process has as many
+        lane.scaled[asked.stage] = asked.workers  # its next process has as many
 
     def note(self, now: float) -> None:
         """Put into the ledger what lanes have said. LedgerError: what is not on disk is noted with the next call."""

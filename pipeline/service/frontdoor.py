@@ -33,9 +33,13 @@ class FrontDoor:
             return
         service = config.service
         parts = [part.model_dump(mode="json") for part in (service.http, service.webhook, service.spool)]
-        web.write_settings(self._run, self._ledger, __version__, config.log.level, *parts)
+        self._start_at = now + PAUSE_S  # where it cannot be
+        try:
+            web.write_settings(self._run, self._ledger, __version__, config.log.level, *parts)
+        except OSError as error:
+            structlog.get_logger().error("HTTP cannot be started", reason=error.strerror)
+            return
         self._child = self._nursery.spawn("web", web.command(self._run))
-        self._start_at = now + PAUSE_S
 
     def restart(self) -> None:
         """End it, so that it starts with what the configuration says by then."""

@@ -39,6 +39,7 @@ from pipeline.outcome import said_bottleneck, snapshot
 from pipeline.outdir import Held, hold, run_directory
 from pipeline.placement import place_all, result_hashes
 from pipeline.rundir import RunDir
+from pipeline.service.config import Route
 from pipeline.service.errands import Errands
 from pipeline.service.lanewire import (
     Amend,
@@ -53,6 +54,7 @@ from pipeline.service.lanewire import (
     decode,
     encode,
 )
+from pipeline.service.scan import mounted
 from pipeline.service.stream import Stream
 from pipeline.submissions import Verdict
 from pipeline.supervisor import Ending, Supervisor
@@ -65,10 +67,10 @@ LINGER_MS = 2000
 LOOK_S = 60.0
 
 
-def write_settings(run: RunDir, route: str, config: Config, out: str, sha256: Sequence[str], lanes: int) -> None:
+def write_settings(run: RunDir, route: Route, config: Config, lanes: int) -> None:
     """What the lane of a route reads. `config` has the route's model; `lanes` share the machine's cores."""
-    values = {"config": config.model_dump(mode="json"), "out": out, "sha256": list(sha256), "lanes": lanes}
-    (run.path / f"lane-{route}.json").write_text(json.dumps(values))
+    values = {"config": config.model_dump(mode="json"), "route": route.model_dump(mode="json"), "lanes": lanes}
+    (run.path / f"lane-{route.name}.json").write_text(json.dumps(values))
 
 
 def command(run: RunDir, route: str, generation: int) -> list[str]:
@@ -191,15 +193,24 @@ def _holding(out: Path, folders: Sequence[Path]) -> Iterator[Path]:
         holding.__exit__(None, None, None)
 
 
+def check_mount(route: Route) -> None:
+    """ConfigError where the results' share has to be mounted and is not."""
+    if route.require_mount and not mounted(os.fsencode(route.out)):
+        raise ConfigError(f"{route.out}: nothing is mounted there; mount the share of the results")
+
+
 def run_lane(service: RunDir, route: str, generation: int) -> Ending:
     """Until it is told to end. Raises ConfigError, ModelError, EngineError, MemoryLack where it cannot start."""
     given = json.loads((service.path / f"lane-{route}.json").read_text())
-    config, out = Config.model_validate_json(json.dumps(given["config"])), Path(given["out"])
+    config = Config.model_validate_json(json.dumps(given["config"]))
+    section = Route.model_validate_json(json.dumps(given["route"]))
+    out = Path(section.out)
     sink = _Sink(route)
     log.configure("lane", "json", config.log.level, sink)
     logger = structlog.get_logger()
+    check_mount(section)
     models = load_models(config)
-    check_hashes(models, given["sha256"])
+    check_hashes(models, section.hashes)
     facts = sizes(models)
     placement = place_all(config, models, probe, lambda wanted, model: build_engine(wanted, model, []))
     machine = detect()

@@ -134,7 +134,7 @@ class Lane:
     def _waits_for(self, code: int, reason: str) -> Kind | None:
         """What must become better before another start is of use; None: nothing known."""
         kind = kind_of_text(reason)
-        if code in (EXIT_CONFIGURATION, EXIT_INTERRUPTED) and kind in (Kind.DISK_FULL, Kind.SHARE_GONE):
+        if code > 0 and kind in (Kind.DISK_FULL, Kind.SHARE_GONE):
             return Kind.DISK_FULL if kind is Kind.DISK_FULL else Kind.WRITE_ERROR
         if code == EXIT_CONFIGURATION:
             return Kind.MODEL

@@ -108,6 +108,7 @@ _BY_ERRNO = {
 
 # Sentences of other parts of slidestream, which cross processes as text. The first that occurs decides.
 _BY_TEXT: tuple[tuple[str, Kind], ...] = (
+    ("nothing is mounted", Kind.SHARE_GONE),
     ("does not exist", Kind.VANISHED),
     ("permission denied", Kind.PERMISSION),
     ("killed the", Kind.CRASH),

@@ -88,7 +88,7 @@ class Scanner:
             raise FolderGone(f"cannot be reached: {error.strerror}") from error
         if not stat.S_ISDIR(status.st_mode):
             raise FolderGone("is no folder")
-        if self._config.require_mount and not _mounted(self.root):
+        if self._config.require_mount and not mounted(self.root):
             raise FolderGone("nothing is mounted there")
         return status.st_dev
 
@@ -226,7 +226,7 @@ def _file(path: bytes) -> _File | None:
     return _File(os.path.basename(path), path, status.st_size, status.st_mtime_ns, (status.st_dev, status.st_ino))
 
 
-def _mounted(path: bytes) -> bool:
+def mounted(path: bytes) -> bool:
     """Whether a file system other than the root's is mounted at a path or above it."""
     while path != b"/":
         if os.path.ismount(path):

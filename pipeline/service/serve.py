@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
+import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -115,6 +116,7 @@ class Service:
         self.foreman.start_what_is_due(clock)
         self._door.start_if_due(self.config, clock)
         try:
+            self.errands.collect()
             self.foreman.note(now)
             if clock - self._intake_at >= INTAKE_S and not self.draining:
                 self._intake_at = clock
@@ -124,7 +126,7 @@ class Service:
             if clock - self._second_at >= SECOND_S:
                 self._second_at = clock
                 self._every_second(now, clock)
-        except LedgerError as error:
+        except (LedgerError, sqlite3.Error) as error:
             if clock - self._complained_at > COMPLAIN_S:
                 self._complained_at = clock
                 self.log.error(f"nothing can be noted, so nothing is begun: {error}")
@@ -142,8 +144,6 @@ class Service:
         refused = self.foreman.reap(ready) or self._door.reap(ready)
         if refused is not None and not self._ready:
             self._ending = Ending(EXIT_CONFIGURATION, refused)
-        if self.errands.descriptor in ready:
-            self.errands.collect()
         if self._control.socket in ready:
             self._control.answer()
 

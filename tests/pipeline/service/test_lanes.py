@@ -109,6 +109,19 @@ class TestEnd:
         assert (made.kind, made.refused) == (Kind.DISK_FULL, False)
         assert 5 <= one.start_at - 100.0 <= 300 and one.settled
 
+    @pytest.mark.parametrize(
+        ("code", "words"),
+        [
+            (2, "/results/tumour: nothing is mounted there; mount the share of the results"),
+            (70, "aggregator-0 died 6 times in a row (exit code 70): OSError: [Errno 116] Stale file handle"),
+        ],
+    )
+    def test_a_results_share_that_is_gone_holds_the_results_too(self, code: int, words: str) -> None:
+        """It is neither a wrong configuration nor a fault."""
+        one = lane()
+        made = end(one, code, words)
+        assert (made.kind, made.refused, one.faults) == (Kind.WRITE_ERROR, False, 0)
+
     def test_a_configuration_that_cannot_be_used_ends_the_service_only_at_its_first_start(self) -> None:
         """Months later it is the model's folder that is not there for a while."""
         one = lane()
