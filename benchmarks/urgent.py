@@ -110,6 +110,7 @@ class Drive:
     urgent: Path
     rounds: int
     load_s: float
+    out: Path
     measured: list[tuple[str, int]] = field(default_factory=list)  # how, number
     rates: list[float] = field(default_factory=list)  # routine patches a second before the urgent slide comes
     supervisor: Supervisor | None = None
@@ -132,11 +133,19 @@ class Drive:
             for number in list(desk.under_way):
                 self.supervisor.cancel(number)
             yield from _until(lambda: not desk.under_way)
+            written = [s for s in self.out.glob("slides/routine-*.json") if s.stem not in self._complete()]
+            if written:
+                raise RuntimeError(f"cancelled, and yet there is a result: {written[0]}")
         desk.finished = True
 
     def _routine(self, watch: Watch) -> int:
         """Patches inferred of the slides that are under way."""
         return sum(inferred for number, _, inferred, _, _ in watch.report["active"] if number in self.desk.under_way)
+
+    def _complete(self) -> set[str]:
+        """Names of the routine slides that were done before they could be cancelled."""
+        states = {f"routine-{number}": done.state for number, (_, done) in self.desk.ended.items()}
+        return {name for name, state in states.items() if state != "cancelled"}
 
     def _time(self, how: str) -> Iterator[None]:
         number = self.desk.put(self.urgent, urgent=True)
@@ -252,7 +261,7 @@ def main() -> int:
             Path(name),
             model,
             arguments.set,
-            lambda look: Drive(Desk(look, routine), urgent, arguments.rounds, arguments.load_s),
+            lambda look: Drive(Desk(look, routine), urgent, arguments.rounds, arguments.load_s, Path(name) / "out"),
         )
     rows: list[list[object]] = []
     by_kind: dict[str, list[list[float]]] = {"alone": [], "loaded": []}

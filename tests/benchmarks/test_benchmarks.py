@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -99,3 +100,17 @@ def test_every_file_of_a_slide_is_timed() -> None:
     done = subprocess.run([*command, "--json"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert {row[""] for row in json.loads(done.stdout)["rows"]} >= {"journal", *FORMATS}
+
+
+def test_an_urgent_slide_is_timed_alone_and_under_load(tmp_path: Path) -> None:
+    """With the real processes and their supervisor; routine slides that are cancelled in the end leave no result."""
+    command = [sys.executable, "-m", "benchmarks.urgent", "--rounds", "1", "--load-s", "0.5", "--json"]
+    sizes = ["--urgent", "3000x2000", "--routine", "6000x4500"]
+    environment = {**os.environ, "SLIDESTREAM_BENCH": str(tmp_path)}
+    done = subprocess.run(
+        [*command, *sizes], cwd=ROOT, capture_output=True, text=True, timeout=170, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["figures"]["ratio"] > 0.1
+    assert [row[""] for row in record["rows"]] == ["alone", "loaded", "alone, median", "loaded, median"]
