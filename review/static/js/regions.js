@@ -52,6 +52,7 @@ export class Regions {
 
   choose(id, { look = true } = {}) {
     this.current = id;
+    this.summary.textContent = this.tallyText();
     for (const [key, button] of this.buttons) button.setAttribute("aria-current", String(key === id));
     this.buttons.get(id)?.scrollIntoView({ block: "nearest", inline: "nearest" });
     this.showPanel();

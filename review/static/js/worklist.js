@@ -45,6 +45,7 @@ export function worklistPage(values) {
   const pages = element("nav", { class: "pages", "aria-label": t("worklist.pages") });
   const heads = element("tr", {});
   const search = element("input", { type: "search", value: filters.q, autocomplete: "off", spellcheck: "false" });
+  const reviewer = element("input", { type: "search", value: filters.reviewer, autocomplete: "off" });
 
   function remember() {
     const kept = Object.entries(filters).filter(([, value]) => value !== "" && value !== 0);
@@ -52,7 +53,8 @@ export function worklistPage(values) {
   }
 
   function change(values) {
-    filters = { ...filters, offset: 0, ...values };
+    // What is typed counts also while its delay is running.
+    filters = { ...filters, q: search.value.trim(), reviewer: reviewer.value.trim(), offset: 0, ...values };
     remember();
     load({ byPerson: true });
   }
@@ -168,11 +170,8 @@ export function worklistPage(values) {
         { keys: ["Enter"], text: "keys.open_slide", run: () => (rows.get(keys[0]) ? rows.get(keys[0]).querySelector("a").click() : false) },
         { keys: ["/"], text: "keys.search", run: () => search.focus() },
       ]);
-      const find = debounce(250, () => change({ q: search.value.trim() }));
-      search.addEventListener("input", find);
+      for (const typed of [search, reviewer]) typed.addEventListener("input", debounce(250, () => left || change({})));
       const all = (name) => ["", t(`worklist.all_${name}`)];
-      const reviewer = element("input", { type: "search", value: filters.reviewer, autocomplete: "off" });
-      reviewer.addEventListener("input", debounce(250, () => change({ reviewer: reviewer.value.trim() })));
       root.append(
         element("h1", {}, t("page.worklist")),
         element(
