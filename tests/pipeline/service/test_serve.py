@@ -25,7 +25,8 @@ from tests.end_to_end import runs
 from tests.end_to_end.runs import assert_same, table
 from tests.pipeline.service.services import Service, until
 
-SLOW = {"inference": {"slow_s": 0.05}}
+SLOW = {"inference": {"slow_s": 0.03}}
+SLOWER = {"inference": {"slow_s": 0.05}}
 ODD = ("two\nlines", "Präparat № 1 (a)", "-x")
 
 
@@ -344,7 +345,7 @@ class TestEnd:
 
     def test_a_deadline_that_will_be_missed_is_told_before_it_is(self, service, slides: dict[str, Path]) -> None:
         """A slide submitted by hand as stat, whose patches take too long: alarm, event, and then its result all the same."""
-        one = service(sabotage=SLOW, deadline_s={"stat": 8})
+        one = service(sabotage=SLOWER, deadline_s={"stat": 8})
         hand = one.folder / "hand"
         hand.mkdir()
         shutil.copyfile(slides["large"], hand / "large.tif")
