@@ -19,8 +19,8 @@ export function habits() {
 }
 
 export class HeatPanel {
-  /** onChange(settings) draws; onApply() takes class and threshold over for the regions. */
-  constructor(data, settings, { onChange, onApply }) {
+  /** onChange(settings) draws; onApply() takes class, threshold and smallest area (µm²) over for the regions. */
+  constructor(data, settings, { least, onChange, onApply, onLeast }) {
     this.data = data;
     this.settings = settings;
     this.onChange = onChange;
@@ -31,6 +31,7 @@ export class HeatPanel {
     this.opacity = this.slider("heat-opacity", 0.05, (value) => set({ opacity: value }));
     this.maps = choice(COLOUR_MAPS.map((name) => [name, t(`map.${name}`)]), settings.map, (map) => set({ map }), { id: "heat-map" });
     this.outline = element("input", { type: "checkbox", id: "heat-outline", onchange: (event) => set({ outline: event.target.checked }) });
+    this.least = element("input", { type: "number", min: 0, step: 100, value: least, onchange: () => onLeast(Math.max(0, Number(this.least.value) || 0)) });
     this.thresholdText = element("output", { for: "heat-threshold" });
     this.opacityText = element("output", { for: "heat-opacity" });
     this.ramp = element("canvas", { width: 256, height: 12, "aria-hidden": "true" });
@@ -51,6 +52,7 @@ export class HeatPanel {
         element("summary", {}, t("heat.more")),
         field(t("heat.map"), this.maps),
         element("label", { class: "check" }, this.outline, t("heat.outline")),
+        field(t("heat.least"), this.least),
       ),
     );
     this.update();

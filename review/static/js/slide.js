@@ -83,7 +83,15 @@ class SlidePage {
     this.heatmap = new Heatmap(this.data);
     this.heatmap.set(heat);
     this.outlines = new Outlines();
-    this.panel = new HeatPanel(this.data, this.heatmap.settings, { onChange: (settings) => this.heatChanged(settings), onApply: () => this.applySettings() });
+    this.panel = new HeatPanel(this.data, this.heatmap.settings, {
+      least: this.settings.min_um2,
+      onChange: (settings) => this.heatChanged(settings),
+      onApply: () => this.applySettings(),
+      onLeast: (least) => {
+        this.least = least;
+        this.offer();
+      },
+    });
     this.regions = new Regions(this.detail, this.review, {
       may: () => session.mayAct() && !this.review.signed,
       onChoose: (item, look) => look && this.viewer.showBox(item.bbox),
@@ -171,13 +179,14 @@ class SlidePage {
   offer() {
     const { settings } = this.panel;
     const name = this.data.classes[settings.class];
-    const differs = name !== undefined && (name !== this.settings.class || Math.abs(settings.threshold - this.settings.threshold) > 0.001);
+    const least = (this.least ?? this.settings.min_um2) !== this.settings.min_um2;
+    const differs = name !== undefined && (name !== this.settings.class || Math.abs(settings.threshold - this.settings.threshold) > 0.001 || least);
     this.panel.offer(differs && !this.review.signed, t("heat.apply", { class: name, threshold: number(settings.threshold, 2) }));
   }
 
   async applySettings() {
     const { settings } = this.panel;
-    const wanted = { class: this.data.classes[settings.class], threshold: settings.threshold, min_um2: this.settings.min_um2 };
+    const wanted = { class: this.data.classes[settings.class], threshold: settings.threshold, min_um2: this.least ?? this.settings.min_um2 };
     if (session.mayAct()) await this.review.act("settings", wanted);
     else this.takeSettings(wanted);
   }

@@ -110,7 +110,7 @@ def test_a_missed_region_is_drawn(acts_server: Server, fresh: str, sit):
 
 
 def test_regions_follow_the_threshold_when_told(acts_server: Server, fresh: str, sit):
-    """Moving the threshold moves no region; the button does, and the review keeps the settings."""
+    """Moving the threshold moves no region; the button does, and the review keeps the settings, smallest area included."""
     desk = sit(acts_server.address)
     desk.sign_in("rosa")
     desk.slide(fresh)
@@ -125,6 +125,12 @@ def test_regions_follow_the_threshold_when_told(acts_server: Server, fresh: str,
     assert desk.review(fresh)["threshold"] == pytest.approx(0.1)
     found = desk.api(f"/api/slides/{slide_key(fresh)}/regions?class=tumour&threshold=0.1&min_um2=0")["regions"]
     assert desk.page.locator(".thumb").count() == len(found)
+    desk.page.locator(".side summary", has_text="More").click()
+    least = max(region["area_um2"] for region in found) - 1
+    desk.page.get_by_label("Leave out regions under").fill(str(round(least)))
+    desk.page.keyboard.press("Tab")
+    desk.page.get_by_role("button", name="Find regions again").click()
+    desk.until("document.querySelectorAll('.thumb').length === 1")
 
 
 def test_two_reviewers_see_each_other_and_overwrite_nothing(acts_server: Server, fresh: str, sit):
