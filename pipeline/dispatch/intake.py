@@ -161,6 +161,8 @@ class Intake:
 
     def _last_writer_is_kept(self) -> bool:
         """For an urgent slide that is being read: a large slide's files may take longer than all of that one."""
+        if self._board.draining:
+            return False
         reading = (SlideState.BEGINNING, SlideState.READING)
         urgent = any(s.urgent and s.state in reading for s in self._board.slides.values())
         return urgent and sum(worker.room > 0 for worker in self._board.leases.of_kind(WRITER)) < 2

@@ -850,3 +850,12 @@ def test_the_last_of_several_places_for_overviews_is_kept_for_urgent_slides() ->
     assert [lease.slide for lease in made.sent("reader-0", Open)] == [1, 2]
     made.say("aggregator-0", Known(4, None, b""))
     assert [lease.slide for lease in made.sent("reader-0", Open)] == [4]
+
+
+def test_a_drained_run_writes_what_is_done_beside_an_urgent_slide_that_is_not() -> None:
+    """No writer is kept for a slide of which nothing more is read."""
+    made = desk("writer-0", credit=1)
+    made.planned(2, 4, urgent=True)
+    made.planned(1, 0)
+    made.supervisor(Drain())
+    assert [write.slide for write in made.sent("writer-0", Write)] == [1] and not made.mind.drained
