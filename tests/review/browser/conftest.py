@@ -36,9 +36,12 @@ FRESH = 5
 HOLE = (1800, 1100, 500, 400)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One browser for all tests; they skip where there is none."""
+    """One browser for the tests of a file; they skip where there is none.
+
+    Not one for all: while Playwright is open, an event loop runs in this thread, and no test elsewhere could start one.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (set test-browser)")
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
