@@ -102,6 +102,7 @@ def test_every_file_of_a_slide_is_timed() -> None:
     assert {row[""] for row in json.loads(done.stdout)["rows"]} >= {"journal", *FORMATS}
 
 
+@pytest.mark.long
 def test_an_urgent_slide_is_timed_alone_and_under_load(tmp_path: Path) -> None:
     """With the real processes and their supervisor; routine slides that are cancelled in the end leave no result."""
     command = [sys.executable, "-m", "benchmarks.urgent", "--rounds", "1", "--load-s", "0.5", "--json"]

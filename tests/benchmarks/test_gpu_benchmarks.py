@@ -16,6 +16,8 @@ from benchmarks.inputs import DEMO_MODEL, _tiny
 from benchmarks.mosaic import BLOCK, mosaic
 from benchmarks.recovery import journal_bytes
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

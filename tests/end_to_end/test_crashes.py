@@ -155,7 +155,10 @@ def test_when_all_are_killed_at_once_the_next_run_sweeps_and_resumes(
     assert again.left_behind() == []
 
 
-@pytest.mark.parametrize("kind", ["reader", "tissue", "batcher", "aggregator"])
+_RARER = [pytest.param(kind, marks=pytest.mark.long) for kind in ("tissue", "aggregator")]
+
+
+@pytest.mark.parametrize("kind", ["reader", "batcher", *_RARER])
 def test_a_hanging_worker_is_replaced(kind: str, tmp_path: Path, small: Path, model: Path, small_csv, start):
     """A stopped process (SIGSTOP) gives no sign of life, and is killed and replaced."""
     run = start(

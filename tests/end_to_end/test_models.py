@@ -214,6 +214,7 @@ class TestOneRun:
         assert "prob_tumour" in of(finished, "third").table("small")
 
 
+@pytest.mark.long
 def test_after_kill_of_all_each_model_goes_on(tmp_path, native: Path, two, start):
     """kill -9 of the supervisor in mid-slide: what the journal has is not inferred again, and the tables are the same."""
     expected = {}

@@ -153,6 +153,7 @@ class TestNoGpu:
 class TestLostWorker:
     """A worker that never comes up."""
 
+    @pytest.mark.long
     def test_is_given_up_while_another_works_and_the_run_is_complete(
         self, tmp_path: Path, native: Path, model: Path, native_csv: pd.DataFrame, start
     ):

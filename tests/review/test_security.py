@@ -126,13 +126,12 @@ def test_a_crowd_that_signs_in_leaves_room_for_others(page: Page, monkeypatch: p
             thread.start()
         assert browser.ask("GET", f"/api/slides/{KEY}/review").status == 200
     finally:
-        until = time.monotonic() + 20
-        while len(codes) < 60 - routes.SIGNING_IN_MOST - users.HASHES_AT_A_TIME and time.monotonic() < until:
-            time.sleep(0.02)
         go.set()
         for thread in crowd:
             thread.join(30)
-    assert codes.count(503) == 60 - routes.SIGNING_IN_MOST - users.HASHES_AT_A_TIME
+    # The others are sent away: there are too many at once, or too many from one address.
+    assert len(codes) == 60 and set(codes) <= {401, 429, 503}
+    assert codes.count(401) <= routes.SIGNING_IN_MOST + users.HASHES_AT_A_TIME
 
 
 def test_signing_out_ends_the_session(page: Page) -> None:

@@ -220,6 +220,7 @@ class TestDay:
 class TestUrgency:
     """stat before routine."""
 
+    @pytest.mark.long
     def test_a_stat_slide_overtakes_and_the_operator_changes_the_order(
         self, service, slides: dict[str, Path], expected: dict
     ) -> None:
@@ -255,6 +256,7 @@ class TestUrgency:
 class TestEnd:
     """Ends of all kinds, and what the next start makes of them."""
 
+    @pytest.mark.long
     def test_drained_in_the_middle_it_goes_on(self, service, slides: dict[str, Path], expected: dict) -> None:
         """SIGTERM: exit code 75 within the bound, a journal stays; the next start infers only what is left."""
         one = service(sabotage=SLOW)
@@ -343,6 +345,7 @@ class TestEnd:
             assert [new for _, new in one.steps(name)].count("complete") == 1
         assert one.stop() == 75
 
+    @pytest.mark.long
     def test_a_deadline_that_will_be_missed_is_told_before_it_is(self, service, slides: dict[str, Path]) -> None:
         """A slide submitted by hand as stat, whose patches take too long: alarm, event, and then its result all the same."""
         one = service(sabotage=SLOWER, deadline_s={"stat": 8})
