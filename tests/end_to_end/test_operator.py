@@ -11,6 +11,8 @@ import pytest
 from tests.end_to_end.runs import Run, command, interrupt
 from tests.end_to_end.test_crashes import assert_whole
 
+pytestmark = pytest.mark.long
+
 SLOW = {
     "inference": {"slow_s": 0.03},
     "reader": {"slow_s": 0.002},

@@ -7,8 +7,11 @@ import signal
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from tests.end_to_end.runs import assert_same
+
+pytestmark = pytest.mark.long
 
 
 def test_staged_slides_give_the_same_results(tmp_path: Path, small: Path, native: Path, model: Path, small_csv, start):

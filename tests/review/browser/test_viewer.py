@@ -13,6 +13,8 @@ from review.facts import slide_key
 from tests.review.browser.conftest import DAMAGED, HOLE, LUNG, Server
 from tests.review.browser.desk import Desk
 
+pytestmark = pytest.mark.long
+
 VIRIDIS = re.search(
     r"viridis:(.*?),\n",
     (Path(__file__).resolve().parents[3] / "review/static/js/colourmaps.js").read_text(),

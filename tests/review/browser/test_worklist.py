@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.review.browser.conftest import BROKEN, DAMAGED, LUNG, Server
 from tests.review.browser.desk import Desk
+
+pytestmark = pytest.mark.long
 
 
 def rows(desk: Desk) -> list[str]:
