@@ -13,8 +13,6 @@ from engines.flavour import load_flavour
 from engines.gpu import Gpu
 from engines.gpu_engine import GpuEngine
 
-BACKENDS = ("tensorrt", AOTI)
-
 
 def installed() -> dict[str, str]:
     """Each backend with why it cannot be used here; empty where it can."""
@@ -44,7 +42,7 @@ def open_plan(
     `cuda_graphs` None leaves it to the backend: on for aoti, off for TensorRT. `shapes` is TensorRT's alone.
     """
     entry = read_entry(plan)
-    if entry.identity is not None and entry.identity.flavour == AOTI:
+    if entry.identity is not None and entry.identity.backend == AOTI:
         from engines.aoti import open_aoti
 
         return open_aoti(

@@ -47,6 +47,11 @@ class Identity:
         return asdict(self)
 
     @property
+    def backend(self) -> str:
+        """Who runs it: "aoti", or "tensorrt" for both flavours of TensorRT."""
+        return self.flavour if self.flavour == "aoti" else "tensorrt"
+
+    @property
     def key(self) -> str:
         """16 hexadecimal digits over all of it."""
         text = json.dumps({"format": FORMAT, **self.to_dict()}, sort_keys=True, separators=(",", ":"))

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from engines.errors import EngineError, one_line
 from engines.gpu import Gpu
+from engines.python_path import python_path
 
 if TYPE_CHECKING:
     from engines.identity import Release
 
 PROBE_S = 120.0  # a cold file system may need a minute for PyTorch
 BACKENDS = ("tensorrt", "aoti")
-_ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,6 @@ class Probe:
 def probe(backends: tuple[str, ...] = BACKENDS, timeout_s: float = PROBE_S) -> Probe:
     """Asks; what goes wrong is in `problem`."""
     command = [sys.executable, "-m", "engines.probe", *backends]
-    path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
     try:
         done = subprocess.run(
             command,
@@ -68,7 +67,7 @@ def probe(backends: tuple[str, ...] = BACKENDS, timeout_s: float = PROBE_S) -> P
             encoding="utf-8",
             errors="replace",
             timeout=timeout_s,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": python_path()},
             check=False,
         )
     except subprocess.TimeoutExpired:

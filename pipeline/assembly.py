@@ -16,12 +16,14 @@ import structlog
 from engines.model import Model
 from pipeline import __version__, memory
 from pipeline.config import Config, ConfigError
+from pipeline.crew import Member, member
+from pipeline.gpus import Placement
 from pipeline.log import LogSink
 from pipeline.models import joint_key, targets
-from pipeline.rundir import work_folder
+from pipeline.rundir import RunDir, work_folder
 from pipeline.staging import Staging, StagingError
 from pipeline.status import Status
-from pipeline.submissions import Earlier
+from pipeline.submissions import Earlier, Verdict
 from pipeline.watch import Watch
 from results.journal import inferred_before
 from results.summary import is_complete, read_summary
@@ -129,3 +131,29 @@ def status_report(watch: Watch, now: Status) -> dict[str, Any]:
     """What `status` tells of a supervisor, as plain JSON."""
     report: Mapping[str, Any] = {name: watch.report.get(name) for name in ("slots", "suspects", "records", "telemetry")}
     return {**asdict(now), **report, "engines": watch.engines, "lost": watch.lost}
+
+
+def recruiter(placement: Placement) -> Callable[[str, int], Member]:
+    """For the supervisor: the worker of that number of a kind."""
+    return lambda kind, index: member(kind, index, placement.devices)
+
+
+def preparation(models: Sequence[Model], run: RunDir, placement: Placement) -> Callable[[], None]:
+    """For the supervisor: makes what the inference workers need."""
+
+    def ready() -> None:
+        from engines.check import prepare
+
+        if not placement.devices:  # an engine for a GPU has the folded model in it, and was found right
+            for number, model in enumerate(models):
+                prepare(model, run.folded(number))
+
+    return ready
+
+
+def tell_end(verdict: Verdict) -> None:
+    """A slide is done: one line in the log."""
+    logger = structlog.get_logger()
+    say = logger.info if verdict.state == "complete" else logger.warning
+    reason = {"reason": verdict.reason} if verdict.reason else {}
+    say(f"slide {verdict.state}", slide=verdict.id, inferred=verdict.inferred, failed=verdict.failed, **reason)

@@ -10,10 +10,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from engines.python_path import python_path
 from pipeline.crew import VISIBLE, Member
 from pipeline.rundir import RunDir
-
-ROOT = Path(__file__).resolve().parent.parent
 
 # Threads that numerical libraries would start in every process; the engine sets its own number.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -64,7 +63,6 @@ def spawn(member: Member, generation: int, run: RunDir, memory_fd: int) -> Child
     command = ["taskset", "--cpu-list", member.cpus] if member.cpus else []
     command += [sys.executable, "-m", f"stages.{kind}", "--run", str(run.path), "--name", name]
     command += ["--generation", str(generation), "--memory", str(memory_fd), "--parent", str(os.getpid())]
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     try:
         process = subprocess.Popen(
             command,
@@ -73,7 +71,13 @@ def spawn(member: Member, generation: int, run: RunDir, memory_fd: int) -> Child
             stderr=write_end,
             pass_fds=(memory_fd,),
             start_new_session=True,  # Ctrl-C on the terminal reaches the supervisor alone
-            env={**_ONE_THREAD, **os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **member.environment},
+            env={
+                **_ONE_THREAD,
+                **os.environ,
+                "PYTHONPATH": python_path(),
+                "PYTHONUNBUFFERED": "1",
+                **member.environment,
+            },
         )
     finally:
         os.close(write_end)

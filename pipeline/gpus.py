@@ -19,13 +19,13 @@ from engines.cache import EngineCache, Entry
 from engines.gpu import Gpu
 from engines.identity import misfits
 from engines.model import Model
-from engines.probe import Probe
-from pipeline.config import ROOT, Config, ConfigError
+from engines.probe import BACKENDS, Probe
+from engines.python_path import python_path
+from pipeline.config import Config, ConfigError
 from pipeline.schema import Inference
 from slides.discover import Found
 
-ON_GPUS = ("tensorrt", "aoti", "gpu")
-AOTI = "aoti"
+ON_GPUS = (*BACKENDS, "gpu")
 _VERIFY_SLIDES = 8  # of a run, that a missing engine is verified on
 _DEVICES = Path("/sys/bus/pci/devices")
 
@@ -94,7 +94,7 @@ def place(
     inference = config.inference
     if inference.engine not in ON_GPUS:
         return Placement(config)
-    found = probe(("tensorrt", AOTI) if inference.engine == "gpu" else (inference.engine,))
+    found = probe(BACKENDS if inference.engine == "gpu" else (inference.engine,))
     try:
         gpus = choose_gpus(inference.devices, found)
         tried: set[str] = set()
@@ -223,9 +223,8 @@ def _unfit(entry: Entry, gpu: Gpu, found: Probe, wish: Wish) -> str:
     identity = entry.identity
     if entry.problem or identity is None:
         return entry.problem
-    backend = AOTI if identity.flavour == AOTI else "tensorrt"
-    if wish.engine not in ("gpu", backend):
-        return f"is of the backend {backend}"
+    if wish.engine not in ("gpu", identity.backend):
+        return f"is of the backend {identity.backend}"
     if identity.precision != wish.precision:
         return f"is {identity.precision}"
     flavour = found.flavour(identity.flavour)
@@ -246,7 +245,7 @@ def _unfit(entry: Entry, gpu: Gpu, found: Probe, wish: Wish) -> str:
 
 def _placement(config: Config, model: Model, chosen: dict[Gpu, Entry], found: Probe) -> Placement:
     entries = list(chosen.values())
-    backends = {AOTI if e.identity and e.identity.flavour == AOTI else "tensorrt" for e in entries}
+    backends = {entry.identity.backend for entry in entries if entry.identity}
     # GPUs of different kinds may have engines of both backends; then the name says no more than "gpu".
     engine = backends.pop() if len(backends) == 1 else config.inference.engine
     precision = entries[0].identity.precision if entries[0].identity else "auto"
@@ -318,10 +317,9 @@ def build_engine(config: Config, model: Model, slides: Sequence[Found]) -> None:
     """
     chosen = shlex.join(str(found.path) for found in spread(slides))
     words = [sys.executable, "-m", "pipeline.cli", *_build_words(config, model), *shlex.split(_tissue(config, chosen))]
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     where = {"CUDA_VISIBLE_DEVICES": str(config.inference.devices[0])} if config.inference.devices != "all" else {}
     done = subprocess.run(
-        words, env={**os.environ, "PYTHONPATH": path, **where}, stdout=subprocess.DEVNULL, check=False
+        words, env={**os.environ, "PYTHONPATH": python_path(), **where}, stdout=subprocess.DEVNULL, check=False
     )
     if done.returncode:
         raise ConfigError(f"no engine fits and none could be built (exit code {done.returncode}, see above)")

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.balance import bottleneck
 from pipeline.machine import detect
-from pipeline.status import StageStatus, Status, duration
+from pipeline.status import StageStatus, Status, duration, times
 from pipeline.submissions import Source, Submissions, Verdict
 from pipeline.supervisor import Ending
 from pipeline.watch import Gauge, Watch
@@ -96,16 +96,7 @@ def run_record(
             "inferred_before": carried,
         },
         "patches_per_s": round(done_now / elapsed_s, 2) if elapsed_s > 0 else 0.0,
-        "stages": {
-            stage.kind: {
-                "workers": stage.workers,
-                "working_s": round(stage.busy, 3),
-                "waiting_input_s": round(stage.waiting_input, 3),
-                "waiting_room_s": round(stage.waiting_room, 3),
-                "restarts": stage.restarts,
-            }
-            for stage in status.stages
-        },
+        "stages": times(status.stages),
         "bottleneck": said_bottleneck(status, bool(invocation.get("gpus"))),
         "memory_bound_bytes": memory_bound_bytes,
         **({"model": models[0]} if len(models) == 1 else {"models": models}),

@@ -20,7 +20,7 @@ from engines.model import Model
 from engines.probe import probe
 from pipeline import assembly, log, memory
 from pipeline.config import Config, memory_bound, resolve
-from pipeline.crew import Member, crew, member
+from pipeline.crew import crew
 from pipeline.gpus import Placement, build_engine
 from pipeline.log import LogSink
 from pipeline.machine import MIB, detect
@@ -31,7 +31,7 @@ from pipeline.placement import place_all, result_hashes
 from pipeline.progress import Progress
 from pipeline.rundir import RunDir, work_folder
 from pipeline.staging import Staging
-from pipeline.submissions import Submissions, Verdict
+from pipeline.submissions import Submissions
 from pipeline.supervisor import Ending, Supervisor
 from pipeline.watch import Watch
 from results.atomic import write_atomic
@@ -121,22 +121,15 @@ def _supervise(
     sink: LogSink,
     progress: Progress,
 ) -> tuple[Ending, Watch, float]:
-    from engines.check import prepare
-
     submissions.skim()
     if submissions.finished:
         return Ending(0), Watch(started_at=time.monotonic()), 0.0
     layout = memory.Layout(**settings["layout"])
     run.settings.write_text(json.dumps(settings))
-    logger = structlog.get_logger()
+    ready, recruit = assembly.preparation(models, run, placement), assembly.recruiter(placement)
 
     def watching(watch: Watch) -> None:
         progress.update(snapshot(watch, submissions, time.monotonic() - watch.started_at))
-
-    def ended(verdict: Verdict) -> None:
-        say = logger.info if verdict.state == "complete" else logger.warning
-        reason = {"reason": verdict.reason} if verdict.reason else {}
-        say(f"slide {verdict.state}", slide=verdict.id, inferred=verdict.inferred, failed=verdict.failed, **reason)
 
     def status(question: dict[str, Any]) -> dict[str, Any]:
         now = snapshot(supervisor.watch, submissions, time.monotonic() - supervisor.watch.started_at)
@@ -144,19 +137,20 @@ def _supervise(
         lines += [f"{name} was given up: {reason}" for name, reason in supervisor.watch.lost.items()]
         return {"lines": lines, "run": assembly.status_report(supervisor.watch, now)}
 
-    def ready() -> None:
-        if not placement.devices:  # an engine for a GPU has the folded model in it, and was found right
-            for number, model in enumerate(models):
-                prepare(model, run.folded(number))
-
-    def recruit(kind: str, index: int) -> Member:
-        return member(kind, index, placement.devices)
-
     memory_fd = memory.create(layout)
     try:
         workers = crew(config, placement.devices)
         supervisor = Supervisor(
-            run, memory_fd, settings, workers, recruit, submissions, sink, watching, ended, {"status": status}
+            run,
+            memory_fd,
+            settings,
+            workers,
+            recruit,
+            submissions,
+            sink,
+            watching,
+            assembly.tell_end,
+            {"status": status},
         )
         began = time.monotonic()
         ending = supervisor.run(ready)

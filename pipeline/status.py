@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -52,6 +53,20 @@ _WORDS = {
     "aggregator": "aggregator",
     "writer": "result writers",
 }
+
+
+def times(stages: Iterable[StageStatus]) -> dict[str, dict[str, float]]:
+    """Workers and seconds of each stage by its kind, as run.json and the review page tell them."""
+    return {
+        stage.kind: {
+            "workers": stage.workers,
+            "working_s": round(stage.busy, 3),
+            "waiting_input_s": round(stage.waiting_input, 3),
+            "waiting_room_s": round(stage.waiting_room, 3),
+            "restarts": stage.restarts,
+        }
+        for stage in stages
+    }
 
 
 def stage_name(kind: str) -> str:

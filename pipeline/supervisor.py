@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from pipeline.link import HIGH_WATER
 from pipeline.log import LogSink
 from pipeline.roster import WELL_S, Roster, Suspicion
 from pipeline.rundir import RunDir
+from pipeline.signals import Signals
 from pipeline.submissions import Source, Verdict
 from pipeline.watch import Watch
 from pipeline.wire import (
@@ -94,7 +94,7 @@ class Supervisor:
         self._start_at: dict[str, float] = {}
         self._last_words: dict[str, str] = {}
         self._amended: dict[int, Amend] = {}  # by slide, of those under way
-        self._signals: list[int] = []
+        self._signals = Signals()
         self._ending: Ending | None = None
         self._drain_until: float | None = None
         self._drained = False
@@ -121,7 +121,8 @@ class Supervisor:
         """
         self.watch.started_at = time.monotonic()
         self._sink.listen(self._hear)
-        restore = self._catch_signals()
+        self._signals.catch()
+        self._poller.register(self._signals.descriptor, zmq.POLLIN)
         try:
             first = [member for member in self._roster.members.values() if member.kind != INFERENCE]
             for member in first:
@@ -134,7 +135,8 @@ class Supervisor:
                 self._step()
             return self._finish(self._ending)
         finally:
-            restore()
+            self._poller.unregister(self._signals.descriptor)
+            self._signals.restore()
             for child in list(self._children.values()):
                 child.kill("the run is over")
                 child.process.wait()
@@ -168,8 +170,8 @@ class Supervisor:
 
     def _poll(self, timeout_s: float) -> None:
         ready = dict(self._poller.poll(timeout_s * 1000))
-        if self._wakeup in ready:
-            self._wakeup_reader.recv(PIPE_BYTES)
+        if self._signals.descriptor in ready:
+            self._signals.awake()
         for child in list(self._children.values()):
             if child.stderr in ready:
                 self._read_stderr(child)
@@ -385,28 +387,9 @@ class Supervisor:
 
     # ------------------------------------------------------------ signals and the end
 
-    def _catch_signals(self) -> Callable[[], None]:
-        self._wakeup_reader, writer = socket.socketpair()
-        self._wakeup_reader.setblocking(False)
-        writer.setblocking(False)
-        self._wakeup = self._wakeup_reader.fileno()
-        self._poller.register(self._wakeup, zmq.POLLIN)
-        old_fd = signal.set_wakeup_fd(writer.fileno())
-        caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        old = {number: signal.signal(number, lambda n, _: self._signals.append(n)) for number in caught}
-
-        def restore() -> None:
-            for number, handler in old.items():
-                signal.signal(number, handler)
-            signal.set_wakeup_fd(old_fd)
-            self._wakeup_reader.close()
-            writer.close()
-
-        return restore
-
     def _answer_signals(self, now: float) -> None:
-        while self._signals:
-            number = signal.Signals(self._signals.pop(0)).name
+        while self._signals.came:
+            number = signal.Signals(self._signals.came.pop(0)).name
             if self._drain_until is None:
                 self._drain_until = now + self._config["drain_s"]
                 self._send(Drain())
@@ -430,6 +413,6 @@ class Supervisor:
         until = time.monotonic() + STOP_S
         while self._children and time.monotonic() < until:
             self._poll(LOOP_S)
-            if self._signals:
+            if self._signals.came:
                 break
         return ending

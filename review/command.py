@@ -80,7 +80,7 @@ def review(args: argparse.Namespace) -> int:
 def _serve(args: argparse.Namespace) -> int:
     import uvicorn
 
-    from pipeline.service.web import HEAD_BYTES, Impatient, listen
+    from pipeline.service.web import listen, server
     from review.app import Page, application
     from review.catalogue import Catalogue
     from review.guard import implicit, password_users, trusted_header
@@ -117,20 +117,11 @@ def _serve(args: argparse.Namespace) -> int:
     page = Page(Reading(catalogue, SlidePool()), guard, ReviewLog(args.results / NAME), Live(catalogue))
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    config = uvicorn.Config(
+    config = server(
         application(page, names(args.host, args.name), tls),
-        loop="asyncio",
-        http=Impatient,
-        ws="none",
-        lifespan="on",
         log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
         limit_concurrency=CONNECTIONS,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=2,
-        h11_max_incomplete_event_size=HEAD_BYTES,
         ssl_certfile=args.certificate,
         ssl_keyfile=args.key,
     )

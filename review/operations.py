@@ -38,7 +38,7 @@ def operations(catalogue: Catalogue) -> dict[str, Any]:
 def running(status: Mapping[str, Any]) -> dict[str, Any]:
     """From the answer of a run's control socket."""
     from pipeline.balance import bottleneck
-    from pipeline.status import StageStatus
+    from pipeline.status import StageStatus, times
 
     stages = [StageStatus(**stage) for stage in status["stages"]]
     done = sum(status[f"slides_{name}"] for name in ("done", "partial", "failed"))
@@ -56,16 +56,7 @@ def running(status: Mapping[str, Any]) -> dict[str, Any]:
             "unfinished": status["slides_total"] - done,
         },
         "patches": {name: status[f"patches_{name}"] for name in ("planned", "inferred", "failed")},
-        "stages": {
-            stage.kind: {
-                "workers": stage.workers,
-                "working_s": round(stage.busy, 3),
-                "waiting_input_s": round(stage.waiting_input, 3),
-                "waiting_room_s": round(stage.waiting_room, 3),
-                "restarts": stage.restarts,
-            }
-            for stage in stages
-        },
+        "stages": times(stages),
         "queues": {"slots": status.get("slots"), "records": status.get("records"), "suspects": status.get("suspects")},
         "gpus": [
             {"name": engine.get("gpu") or name, **engine} for name, engine in engines.items() if engine.get("gpu")

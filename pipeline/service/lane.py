@@ -29,7 +29,7 @@ from engines.probe import probe
 from pipeline import assembly, log, memory
 from pipeline.config import Config, ConfigError, memory_bound, resolve
 from pipeline.control import Refusal
-from pipeline.crew import Member, crew, member
+from pipeline.crew import crew
 from pipeline.gpus import build_engine
 from pipeline.log import LogSink
 from pipeline.machine import MIB, detect
@@ -56,7 +56,6 @@ from pipeline.service.lanewire import (
 )
 from pipeline.service.scan import mounted
 from pipeline.service.stream import Stream
-from pipeline.submissions import Verdict
 from pipeline.supervisor import Ending, Supervisor
 from pipeline.watch import Watch
 from pipeline.worker import EXIT_CONFIGURATION, EXIT_FAULT, EXIT_INTERRUPTED, die_with_parent
@@ -245,14 +244,6 @@ def run_lane(service: RunDir, route: str, generation: int) -> Ending:
             assembly.staging(config),
         )
 
-        def recruit(kind: str, index: int) -> Member:
-            return member(kind, index, placement.devices)
-
-        def ended(verdict: Verdict) -> None:
-            say = logger.info if verdict.state == "complete" else logger.warning
-            reason = {"reason": verdict.reason} if verdict.reason else {}
-            say(f"slide {verdict.state}", slide=verdict.id, inferred=verdict.inferred, failed=verdict.failed, **reason)
-
         def status(question: dict[str, Any]) -> dict[str, Any]:
             now = snapshot(supervisor.watch, stream, time.monotonic() - supervisor.watch.started_at)
             return {
@@ -260,29 +251,22 @@ def run_lane(service: RunDir, route: str, generation: int) -> Ending:
                 "run": assembly.status_report(supervisor.watch, now),
             }
 
-        def ready() -> None:
-            from engines.check import prepare
-
-            if not placement.devices:
-                for number, model in enumerate(models):
-                    prepare(model, run.folded(number))
-
         supervisor = Supervisor(
             run,
             memory_fd,
             settings,
             crew(config, placement.devices),
-            recruit,
+            assembly.recruiter(placement),
             stream,
             sink,
             lambda watch: lane.tell(stream, watch, config.slides.ahead),
-            ended,
+            assembly.tell_end,
             {"status": status},
         )
         supervisor.attach(lane.socket, lambda: lane.hear(stream, supervisor))
         supervisor.attach(errands.descriptor, errands.collect)
         try:
-            return supervisor.run(ready)
+            return supervisor.run(assembly.preparation(models, run, placement))
         finally:
             stream.close()
             lane.close()

@@ -7,11 +7,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
+from engines.python_path import python_path
 from pipeline.children import oom_kills
 
-_ROOT = Path(__file__).resolve().parent.parent.parent
 _PIPE_BYTES = 1 << 16
 
 
@@ -24,7 +23,6 @@ class Offspring:
         self.sentence = ""
         self.stderr, write_end = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.stderr, False)
-        path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
         try:
             self._process = subprocess.Popen(
                 command,
@@ -32,7 +30,7 @@ class Offspring:
                 stdout=write_end,
                 stderr=write_end,
                 start_new_session=True,  # Ctrl-C on the terminal reaches the service alone
-                env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, "PYTHONPATH": python_path(), "PYTHONUNBUFFERED": "1"},
             )
         except BaseException:
             os.close(self.stderr)

@@ -10,13 +10,12 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from engines.python_path import python_path
 from pipeline.service.reasons import Kind
 from slides.errors import one_line
 
-_ROOT = Path(__file__).resolve().parent.parent.parent
 _OUTPUT_BYTES = 1 << 16
 
 
@@ -64,14 +63,13 @@ class Trials:
             raise ValueError(f"{path!r} is under trial")
         command = [sys.executable, "-m", "pipeline.service.trial", "--cpu-s", str(math.ceil(self._timeout_s))]
         command += [] if self._mpp is None else ["--mpp", repr(self._mpp)]
-        search = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
         process = subprocess.Popen(
             [*map(os.fsencode, command), b"--", path],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
         os.set_blocking(process.stdout.fileno(), False)
         self._children[path] = _Child(path, process, now + self._timeout_s)

@@ -216,6 +216,23 @@ def listen(host: str, port: int) -> socket.socket:
     return made
 
 
+def server(app: Any, **own: Any) -> uvicorn.Config:
+    """How this project serves HTTP; `own` are uvicorn's other settings."""
+    return uvicorn.Config(
+        app,
+        loop="asyncio",
+        http=Impatient,
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=2,
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        **own,
+    )
+
+
 def allowed_names(http: dict[str, Any]) -> list[str]:
     """The names under which it may be asked."""
     host = http["host"]
@@ -244,21 +261,7 @@ def serve(run: RunDir, settings: dict[str, Any]) -> int:
         threading.Thread(target=courier.run, args=(stop,), daemon=True).start()
     sampler = Sampler(Path(settings["ledger"]), ask, settings["version"], detect().cores)
     app = application(Looker(sampler), http["stuck_s"], allowed_names(http))
-    config = uvicorn.Config(
-        app,
-        loop="asyncio",
-        http=Impatient,
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=CONNECTIONS,
-        timeout_keep_alive=5,
-        timeout_graceful_shutdown=2,
-        h11_max_incomplete_event_size=HEAD_BYTES,
-    )
+    config = server(app, log_config=None, limit_concurrency=CONNECTIONS, timeout_keep_alive=5)
     host, port = listening.getsockname()[:2]
     _publish(run, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
     logger.info("HTTP is served", host=host, port=port)

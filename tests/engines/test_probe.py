@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engines import probe as module
+from engines import python_path
 from engines.gpu import Gpu
 from engines.probe import Installed, Probe, probe
 from tests.conftest import ROOT
@@ -21,7 +21,7 @@ def instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs this code in place of engines.probe: a driver or a library that behaves like that."""
     (tmp_path / "engines").mkdir()
     (tmp_path / "engines" / "__init__.py").touch()
-    monkeypatch.setattr(module, "_ROOT", tmp_path)
+    monkeypatch.setattr(python_path, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
 
     def put(code: str) -> None:
