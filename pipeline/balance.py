@@ -8,7 +8,8 @@ asked of it. The inference is what the machine was bought for, so the question i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from pipeline.status import StageStatus, shares, stage_name
 
@@ -44,12 +45,12 @@ def bottleneck(
         return f"{inference} not at work yet: no process of it is ready, or no time has been measured"
     busy, _, blocked = share["inference"]
     idle = f"{inference} idle {100 * (1 - busy):.0f} %"
-    if busy >= AIM or (busy >= LIMITS and busy >= max(part[0] for part in share.values())):
+    if _inference_is_the_limit(share):
         return _inference_limits(inference, busy, stages, share, on_gpu)
     if not backlog:
         return f"{idle}: no slide waits"
-    limiting = max((kind for kind in share if kind != "inference"), key=lambda kind: share[kind][0], default="")
-    if not limiting or share[limiting][0] < LIMITS:
+    limiting = _limiting(share)
+    if not limiting:
         if blocked > 1 - AIM:
             return f"{idle}: it waits for the journal; {_REMEDIES['aggregator']}"
         return f"{idle}: no stage is the limit, slides are small or few at a time; raise slides.ahead"
@@ -71,17 +72,61 @@ def balanced(workers: int, busy: float, inference_busy: float) -> int:
     return max(workers + 1, min(math.ceil(workers * MOST), math.ceil(round(workers * busy * growth, 6))))
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """From `now` workers of a stage to `wanted`, which may be fewer."""
+
+    stage: str
+    now: int
+    wanted: int
+
+
+def step(newer: Sequence[StageStatus], older: Sequence[StageStatus] = ()) -> Step | None:
+    """What `bottleneck` says as a number of workers, for a program that follows it: more of the stage that limits, or fewer
+    readers where half would do. None where no number of workers would mend it."""
+    before = {stage.kind: stage for stage in older}
+    stages = {stage.kind: stage for stage in newer}
+    share = {kind: shares(stage, before.get(kind)) for kind, stage in stages.items()}
+    if "inference" not in share or not any(share["inference"]):
+        return None
+    if _inference_is_the_limit(share):
+        enough = _enough_readers(stages, share)
+        return None if enough is None else Step("reader", stages["reader"].workers, enough)
+    limiting = _limiting(share)
+    if limiting not in SCALABLE:
+        return None
+    workers = stages[limiting].workers
+    return Step(limiting, workers, balanced(workers, share[limiting][0], share["inference"][0]))
+
+
+def _inference_is_the_limit(share: Mapping[str, tuple[float, float, float]]) -> bool:
+    busy = share["inference"][0]
+    return busy >= AIM or (busy >= LIMITS and busy >= max(part[0] for part in share.values()))
+
+
+def _limiting(share: Mapping[str, tuple[float, float, float]]) -> str:
+    """The stage beside the inference that is most at work, if that is enough to limit the others; else empty."""
+    found = max((kind for kind in share if kind != "inference"), key=lambda kind: share[kind][0], default="")
+    return found if found and share[found][0] >= LIMITS else ""
+
+
+def _enough_readers(stages: Mapping[str, StageStatus], share: Mapping[str, tuple[float, float, float]]) -> int | None:
+    """How many readers would do beside an inference that is the limit, where half of them or fewer would."""
+    readers = stages.get("reader")
+    if readers is None:
+        return None
+    enough = max(1, math.ceil(round(readers.workers * share["reader"][0] / AIM, 6)))
+    return enough if enough <= readers.workers / 2 else None
+
+
 def _inference_limits(
     inference: str,
     busy: float,
-    stages: dict[str, StageStatus],
-    share: dict[str, tuple[float, float, float]],
+    stages: Mapping[str, StageStatus],
+    share: Mapping[str, tuple[float, float, float]],
     on_gpu: bool,
 ) -> str:
     text = f"{inference} busy {100 * busy:.0f} %: the model's own speed is the limit"
-    readers, part = stages.get("reader"), share.get("reader", (1.0, 0.0, 0.0))[0]
-    if readers is not None:
-        enough = max(1, math.ceil(round(readers.workers * part / AIM, 6)))
-        if enough <= readers.workers / 2:
-            text += f"; {enough} of {readers.workers} slide readers would do"
+    if (enough := _enough_readers(stages, share)) is not None:
+        text += f"; {enough} of {stages['reader'].workers} slide readers would do"
     return text if on_gpu else f"{text}; add inference processes if cores are free, or a GPU"

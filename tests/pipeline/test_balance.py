@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.balance import balanced, bottleneck
+from pipeline.balance import Step, balanced, bottleneck, step
 from pipeline.status import StageStatus
 
 
@@ -84,3 +84,15 @@ def test_only_the_time_since_the_older_look_counts():
         StageStatus("inference", 1, 34.2, older[1].waiting_input + 25.8, 0.0),
     ]
     assert bottleneck(newer, older, backlog=5, on_gpu=True) == "GPUs idle 43 %: add slide readers (12 -> 18)"
+
+
+def test_step_is_what_the_words_say():
+    """A program gets the same advice as a person: more readers, fewer where half would do, or nothing."""
+    slow = [stage("reader", 12, 1.0), stage("batcher", 1, 0.1), stage("inference", 8, 0.57)]
+    assert step(slow) == Step("reader", 12, 18)
+    spare = [stage("reader", 16, 0.2, room=0.7), stage("inference", 2, 0.97)]
+    assert step(spare) == Step("reader", 16, 4)
+    full = [stage("reader", 4, 0.7), stage("inference", 2, 0.97)]
+    assert step(full) is None
+    assert step([stage("reader", 8, 0.3), stage("batcher", 1, 0.95), stage("inference", 1, 0.5)]) is None
+    assert step([stage("reader", 8, 0.3)]) is None
