@@ -30,13 +30,12 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from review import heat, openapi, slide_pool
-from review.catalogue import Entry
+from review.entry import Entry
 from review.errors import Refused
 from review.facts import Facts
 from review.guard import Guard, Identity
 from review.live import Live
 from review.log import ReviewLog
-from review.operations import operations
 from review.reading import MIN_UM2, REGIONS_MOST, THRESHOLD, Reading
 from review.routes import Desk
 from review.routes import routes as changing_routes
@@ -69,13 +68,13 @@ class Json(JSONResponse):
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What the routes need. `figures`: for the operations page, where something knows better than the results folder."""
+    """What the routes need. `figures`: for the operations page; may block."""
 
     reading: Reading
     guard: Guard
     log: ReviewLog
     live: Live
-    figures: Callable[[], Mapping[str, Any]] | None = None
+    figures: Callable[[], Mapping[str, Any]]
     threads: int = max(2, min(8, os.cpu_count() or 2))
 
 
@@ -277,8 +276,7 @@ class Show:
         return Json({"total": len(found), "regions": [region.to_dict() for region in found[:REGIONS_MOST]]})
 
     def operations(self, request: Request, identity: Identity) -> Response:
-        figures = self._page.figures
-        return Json(dict(figures()) if figures is not None else operations(self._reading.catalogue))
+        return Json(dict(self._page.figures()))
 
     def openapi(self, request: Request, identity: Identity) -> Response:
         return Json(openapi.document())

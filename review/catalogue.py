@@ -14,8 +14,8 @@ import stat
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from results.layout import output_path
 from results.record import FAILED, INFERRED
 from results.summary import read_head
 from review import heat, regions
+from review.entry import Entry
 from review.errors import Refused
 from review.facts import slide_key as key_of
 from review.folders import Journals, Root, Run, Runs, Summaries, Unfinished, roots
@@ -40,65 +41,16 @@ _TABLES_BYTES = 256 << 20
 _REGIONS_KEPT = 64
 
 # What a service knows of slides beside their results: id to "urgency", "arrived", and "state" and "reason" of those without.
+# What has not changed is the same object as before.
 Beside = Callable[[], Mapping[str, Mapping[str, Any]]]
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One slide of the worklist. `slide` is its id within its folder of results `out`; `version` changes with its result.
-
-    `size` (width, height) in level-0 px, `mpp` (x, y) in µm; None where the slide never opened. `path` is as the pipeline
-    knew it: only `Catalogue.file` says whether it may be opened.
-    """
-
-    key: str
-    id: str
-    slide: str
-    model: str
-    out: Path
-    path: str
-    state: str
-    reason: str | None
-    urgency: str
-    score: float | None
-    tumour_mm2: float | None
-    tissue_mm2: float | None
-    planned: int
-    inferred: int
-    failed: int
-    arrived: str | None
-    finished: str | None
-    version: str
-    classes: tuple[str, ...]
-    heatmap_class: str | None
-    size: tuple[int, int] | None = None
-    mpp: tuple[float, float] | None = None
-    grid: Mapping[str, Any] | None = field(default=None, compare=False)
-
-    def to_row(self) -> dict[str, Any]:
-        """As the worklist shows it, without what reviewers did."""
-        return {
-            "key": self.key,
-            "id": self.id,
-            "model": self.model or None,
-            "state": self.state,
-            "reason": self.reason,
-            "urgency": self.urgency,
-            "score": self.score,
-            "tumour_mm2": self.tumour_mm2,
-            "tissue_mm2": self.tissue_mm2,
-            "patches": {"planned": self.planned, "inferred": self.inferred, "failed": self.failed},
-            "arrived": self.arrived,
-            "finished": self.finished,
-        }
-
-
 class Catalogue:
-    """See above. `results`: the results folder; `slides`: where given, no slide outside of it is opened."""
+    """See above. `results`: the results folder; `slides`: where given, no slide outside of these folders is opened."""
 
-    def __init__(self, results: Path, slides: Path | None = None, beside: Beside | None = None) -> None:
+    def __init__(self, results: Path, slides: Sequence[Path] | None = None, beside: Beside | None = None) -> None:
         self.results = results.absolute()
-        self._slides = slides.resolve() if slides is not None else None
+        self._slides = slides
         self._beside = beside or dict
         # One thread looks at a time; `_lock` is held for what others use: followed journals, and what is kept.
         self._looking = threading.Lock()
@@ -109,6 +61,7 @@ class Catalogue:
         self._summaries: dict[Root, Summaries] = {}
         self._loaded: dict[tuple[Path, str], tuple[int, Entry]] = {}
         self._entries: dict[str, Entry] = {}
+        self._amended: dict[str, tuple[Entry | None, Mapping[str, Any], Entry]] = {}
         self._unfinished: dict[str, Unfinished] = {}
         self._tables: OrderedDict[tuple[str, str], heat.Table] = OrderedDict()
         self._regions: OrderedDict[tuple, list[regions.Region]] = OrderedDict()
@@ -158,9 +111,33 @@ class Catalogue:
             for entry in self._under_way(one, every, self._entries):
                 entries[entry.key] = entry
         self._loaded = loaded
-        for slide, facts in beside.items():
-            entries[key_of(slide)] = _beside(entries.get(key_of(slide)), slide, facts)
+        self._amend(entries, beside)
         self._entries, self._unfinished = entries, unfinished
+
+    def _amend(self, entries: dict[str, Entry], beside: Mapping[str, Mapping[str, Any]]) -> None:
+        """Put what a service knows into the entries, and add those that have nothing in the results folder yet."""
+        amended: dict[str, tuple[Entry | None, Mapping[str, Any], Entry]] = {}
+        without = set(beside)
+        for key, entry in list(entries.items()):
+            facts = beside.get(entry.slide)
+            if facts is not None:
+                without.discard(entry.slide)
+                amended[key] = self._amendment(key, entry, entry, facts)
+        for slide in without:
+            if "state" in beside[slide]:
+                new = Entry(
+                    key_of(slide), slide, slide, "", self.results, str(beside[slide].get("path", "")), "waiting", None, "routine",
+                    None, None, None, 0, 0, 0, None, None, "waiting", (), None,
+                )  # fmt: skip
+                amended[new.key] = self._amendment(new.key, None, new, beside[slide])
+        entries.update((key, made) for key, (_, _, made) in amended.items())
+        self._amended = amended
+
+    def _amendment(
+        self, key: str, of: Entry | None, entry: Entry, facts: Mapping[str, Any]
+    ) -> tuple[Entry | None, Mapping[str, Any], Entry]:
+        before = self._amended.get(key)
+        return before if before and before[0] is of and before[1] is facts else (of, facts, _beside(entry, facts))
 
     def _load(self, root: Root, slide: str, changed: int) -> Entry | None:
         try:
@@ -288,6 +265,11 @@ class Catalogue:
             raise Refused(404, "no_slide", "there is no such slide")
         return found
 
+    def running_model(self, entry: Entry) -> dict[str, Any]:
+        """What the run says of the model of a slide; empty where it is not known."""
+        models = [model for model in self.run.models if model.out == entry.out]
+        return dict(models[0].facts) if models else {}
+
     def summary(self, entry: Entry) -> dict[str, Any] | None:
         """The whole summary of a finished slide; None where it has none now."""
         try:
@@ -305,8 +287,8 @@ class Catalogue:
             regular = stat.S_ISREG(os.stat(path).st_mode)
         except (OSError, ValueError, RuntimeError) as error:
             raise Refused(404, "slide_gone", "the slide's file is not there any more") from error
-        if self._slides is not None and not path.is_relative_to(self._slides):
-            raise Refused(404, "slide_outside", "the slide lies outside of the folder of slides (--slides)")
+        if self._slides is not None and not any(path.is_relative_to(root.resolve()) for root in self._slides):
+            raise Refused(404, "slide_outside", "the slide lies outside of the folders of slides")
         if not regular:
             raise Refused(404, "slide_gone", "the slide's file is no file any more")
         return path
@@ -365,12 +347,7 @@ class Catalogue:
         return known
 
 
-def _beside(entry: Entry | None, slide: str, facts: Mapping[str, Any]) -> Entry:
-    if entry is None:
-        entry = Entry(
-            key_of(slide), slide, slide, "", Path(), str(facts.get("path", "")), "waiting", None, "routine", None, None,
-            None, 0, 0, 0, None, None, "waiting", (), None,
-        )  # fmt: skip
+def _beside(entry: Entry, facts: Mapping[str, Any]) -> Entry:
     known = {name: facts[name] for name in ("urgency", "arrived") if facts.get(name) is not None}
     if entry.finished is None and entry.state != "running":
         known |= {name: facts[name] for name in ("state", "reason") if name in facts}

@@ -6,7 +6,6 @@ import argparse
 import getpass
 import os
 import signal
-import ssl
 import sys
 from pathlib import Path
 
@@ -29,7 +28,6 @@ examples:
 """
 
 DEFAULT_PORT = 8017
-CONNECTIONS = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,8 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--slides",
         type=Path,
+        action="append",
         metavar="ROOT",
-        help="open no slide outside of this folder (default: those of the results)",
+        help="open no slide outside of this folder; repeatable (default: those of the results)",
     )
     parser.add_argument("--users", type=Path, metavar="FILE", help="users with passwords and roles (slidestream user)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
@@ -80,53 +79,49 @@ def review(args: argparse.Namespace) -> int:
 def _serve(args: argparse.Namespace) -> int:
     import uvicorn
 
-    from pipeline.service.web import listen, server
     from review.app import Page, application
     from review.catalogue import Catalogue
-    from review.guard import implicit, password_users, trusted_header
     from review.live import Live
     from review.log import NAME, ReviewLog
+    from review.operations import operations
     from review.reading import Reading
-    from review.security import Listening, check_listening
+    from review.serving import Serving, names
     from review.slide_pool import SlidePool
 
     if args.results is None:
         raise ConfigError("--results: name the results folder")
     if not args.results.is_dir():
         raise ConfigError(f"--results {args.results}: is no folder; name one that slidestream has written to")
-    if args.slides is not None and not args.slides.is_dir():
-        raise ConfigError(f"--slides {args.slides}: is no folder")
-    tls = _tls(args)
-    trusted = args.trusted_header is not None
-    check_listening(
-        Listening(host=args.host, users=args.users is not None, tls=tls, trusted=trusted, override=args.insecure)
+    for root in args.slides or ():
+        if not root.is_dir():
+            raise ConfigError(f"--slides {root}: is no folder")
+    serving = Serving(
+        host=args.host,
+        port=args.port,
+        users=args.users,
+        certificate=args.certificate,
+        key=args.key,
+        names=tuple(args.name),
+        proxies=tuple(args.proxy),
+        trusted_header=args.trusted_header,
+        default_role=args.default_role,
+        insecure=args.insecure,
     )
-    if trusted:
-        guard = trusted_header(args.trusted_header, args.proxy, args.users, args.default_role)
-    elif args.users is not None:
-        # With a session file beside the results, nobody is signed out by a restart.
-        guard = password_users(args.users, args.results / "review-sessions.sqlite", tls=tls, proxies=args.proxy)
-    else:
-        guard = implicit(getpass.getuser())
-    try:
-        listening = listen(args.host, args.port)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"--host {args.host} --port {args.port}: {reason}; name another") from error
+    serving.check()
+    # With a session file beside the results, nobody is signed out by a restart.
+    guard = serving.guard(args.results / "review-sessions.sqlite", getpass.getuser())
+    listening = serving.listen()
     catalogue = Catalogue(args.results, args.slides)
-    page = Page(Reading(catalogue, SlidePool()), guard, ReviewLog(args.results / NAME), Live(catalogue))
-    host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    config = server(
-        application(page, names(args.host, args.name), tls),
-        log_level="warning",
-        limit_concurrency=CONNECTIONS,
-        timeout_keep_alive=30,
-        ssl_certfile=args.certificate,
-        ssl_keyfile=args.key,
+    page = Page(
+        Reading(catalogue, SlidePool()),
+        guard,
+        ReviewLog(args.results / NAME),
+        Live(catalogue),
+        lambda: operations(catalogue),
     )
-    print(f"{args.results} is served at http{'s' if tls else ''}://{shown}:{port}/", file=sys.stderr, flush=True)
-    if args.users is None and not trusted:
+    app = application(page, names(serving.host, serving.names), serving.tls)
+    print(f"{args.results} is served at {serving.address(listening)}", file=sys.stderr, flush=True)
+    if serving.implicit:
         print(
             f"without --users: everybody on this machine is the reviewer {getpass.getuser()}",
             file=sys.stderr,
@@ -134,28 +129,8 @@ def _serve(args: argparse.Namespace) -> int:
         )
     # A terminal that is closed ends it like Ctrl-C does.
     signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    uvicorn.Server(config).run(sockets=[listening])
+    uvicorn.Server(serving.config(app, log_level="warning")).run(sockets=[listening])
     return 0
-
-
-def names(host: str, more: list[str]) -> list[str]:
-    """The names under which the page may be asked: others would be other sites' (DNS rebinding)."""
-    own = [] if host in ("0.0.0.0", "::") else [host]  # that is no name anybody asks under
-    every = ("localhost", "127.0.0.1", "::1", *own, *more)
-    return [f"[{name}]" if ":" in name else name for name in every]
-
-
-def _tls(args: argparse.Namespace) -> bool:
-    """Whether TLS is asked for. ConfigError where certificate and key do not go together."""
-    if (args.certificate is None) != (args.key is None):
-        raise ConfigError("--certificate and --key: TLS needs both")
-    if args.certificate is None:
-        return False
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(args.certificate, args.key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"--certificate {args.certificate}, --key {args.key}: cannot be used ({error})") from error
-    return True
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

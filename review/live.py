@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
 from typing import Any
 
-from review.catalogue import Catalogue, Entry
+from review.entry import Entry, Shelf
 from review.errors import Refused
 
 POLL_S = 1.0
@@ -35,7 +35,7 @@ MOST = 100
 class Live:
     """The listeners, and who has what open. All but `publish` and `present` belong to one event loop."""
 
-    def __init__(self, catalogue: Catalogue, executor: Executor | None = None, poll_s: float = POLL_S) -> None:
+    def __init__(self, catalogue: Shelf, executor: Executor | None = None, poll_s: float = POLL_S) -> None:
         self._catalogue = catalogue
         self._executor = executor
         self._poll_s = poll_s

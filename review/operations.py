@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from review.catalogue import Catalogue, Entry
+from review.catalogue import Catalogue
+from review.entry import Entry
 
 ANSWER_S = 2.0
 _FAILURES = 50

@@ -8,7 +8,7 @@ from typing import Any
 from results.layout import output_path
 from results.summary import read_head
 from review import regions
-from review.catalogue import Catalogue, Entry
+from review.entry import Entry, Shelf
 from review.errors import Refused
 from review.facts import Facts
 from review.slide_pool import SlidePool
@@ -26,7 +26,7 @@ _DIGESTS = 256
 class Reading:
     """The slides of a results folder: a `review.facts.Slides`. Every method may block; from any thread."""
 
-    def __init__(self, catalogue: Catalogue, pool: SlidePool) -> None:
+    def __init__(self, catalogue: Shelf, pool: SlidePool) -> None:
         self.catalogue = catalogue
         self.pool = pool
         self._digests: dict[tuple[str, str], str] = {}
@@ -42,7 +42,7 @@ class Reading:
         bounds = summary.get("bounds")
         return Facts(
             key=key,
-            id=entry.id,
+            id=entry.own_id,
             path=self._allowed(entry),
             state=entry.state,
             reason=entry.reason,
@@ -53,7 +53,7 @@ class Reading:
             bounds=tuple(bounds) if bounds else None,
             classes=entry.classes,
             heatmap_class=entry.heatmap_class,
-            model=summary.get("model") or self._running_model(entry),
+            model=summary.get("model") or self.catalogue.running_model(entry),
             engine=summary.get("engine") or {},
             patches={"planned": entry.planned, "inferred": entry.inferred, "failed": entry.failed},
             result=self._digest(entry) if summary else "",
@@ -135,7 +135,7 @@ class Reading:
             "mpp_xy": list(entry.mpp) if entry.mpp else None,
             "classes": list(entry.classes),
             "heatmap_class": entry.heatmap_class,
-            "model": summary.get("model") or self._running_model(entry) or None,
+            "model": summary.get("model") or self.catalogue.running_model(entry) or None,
             "engine": summary.get("engine"),
             "grid": grid(entry),
             "defaults": {"class": entry.heatmap_class, "threshold": THRESHOLD, "min_um2": MIN_UM2},
@@ -146,13 +146,9 @@ class Reading:
     def identity(self, entry: Entry) -> dict[str, Any]:
         """Model and engine of a slide, for the patch under the pointer."""
         summary = self._summary(entry)
-        model = summary.get("model") or self._running_model(entry)
+        model = summary.get("model") or self.catalogue.running_model(entry)
         engine = summary.get("engine") or {}
         return {"model": model.get("name"), "engine": engine.get("engine") or engine.get("name")}
-
-    def _running_model(self, entry: Entry) -> dict[str, Any]:
-        models = [model for model in self.catalogue.run.models if model.out == entry.out]
-        return dict(models[0].facts) if models else {}
 
     def _summary(self, entry: Entry) -> dict[str, Any]:
         """The summary that the entry is made of, without failed patches; empty while there is none."""

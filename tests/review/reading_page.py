@@ -20,6 +20,7 @@ from review.catalogue import Catalogue, key_of
 from review.guard import Guard, implicit
 from review.live import Live
 from review.log import ReviewLog
+from review.operations import operations
 from review.reading import Reading
 from review.slide_pool import SlidePool
 from tests.review.page import Answer, Browser
@@ -61,9 +62,15 @@ def serve(
     poll_s: float = 0.1,
 ) -> Iterator[Served]:
     """On a free port of loopback. The log of reviews lies apart, so that results can be shared between tests."""
-    catalogue = Catalogue(results, slides, beside)
+    catalogue = Catalogue(results, [slides] if slides else None, beside)
     log = ReviewLog(log_folder / "review.sqlite")
-    page = Page(Reading(catalogue, SlidePool()), guard or implicit("tester"), log, Live(catalogue, poll_s=poll_s))
+    page = Page(
+        Reading(catalogue, SlidePool()),
+        guard or implicit("tester"),
+        log,
+        Live(catalogue, poll_s=poll_s),
+        lambda: operations(catalogue),
+    )
     app = application(page, ["127.0.0.1"])
     config = uvicorn.Config(
         app, host="127.0.0.1", port=0, log_level="critical", lifespan="on", proxy_headers=False,

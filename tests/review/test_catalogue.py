@@ -292,7 +292,7 @@ def test_only_slides_that_summaries_name_are_opened(tmp_path, results):
     }  # fmt: skip
     for name, path in names.items():
         summary_with(tmp_path / "out", name, str(path))
-    within, free = Catalogue(tmp_path / "out", slides), Catalogue(tmp_path / "out")
+    within, free = Catalogue(tmp_path / "out", [slides]), Catalogue(tmp_path / "out")
     for name in ("inside", "inner"):
         assert within.file(within.entry(key_of(name))) == slides / "inside.tif"
     assert {name: refusal(within, name) for name in ("outside", "link", "dots")} == dict.fromkeys(

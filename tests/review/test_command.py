@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from results.write import write_failed
-from review.command import names
+from review.serving import names
 from tests.end_to_end import runs
 
 
