@@ -22,12 +22,12 @@ def cache() -> Path:
     return folder
 
 
-def synthetic_slide(width: int, height: int, seed: int = SEED) -> Path:
-    """A synthetic slide of this size at 0.25 um/px, the same every time."""
-    path = cache() / f"{width}x{height}-{seed}.tif"
+def synthetic_slide(width: int, height: int, seed: int = SEED, mpp: float = 0.25) -> Path:
+    """A synthetic slide of this size in pixels at `mpp` um/px, the same every time."""
+    path = cache() / (f"{width}x{height}-{seed}.tif" if mpp == 0.25 else f"{width}x{height}-{seed}-{mpp:g}um.tif")
     # The slide is whole once its truth is beside it.
     if not all(part.exists() for part in (path, *truth_paths(path))):
-        make_slide(path, SyntheticSlide(width=width, height=height, mpp=0.25, seed=seed))
+        make_slide(path, SyntheticSlide(width=width, height=height, mpp=mpp, seed=seed))
     return path
 
 
@@ -37,18 +37,20 @@ def model_directory(given: Path | None, folder: Path) -> Path:
         return given
     if (DEMO_MODEL / "model.onnx").exists():
         return DEMO_MODEL
-    return _tiny(folder / "tiny-model")
+    return tiny(folder / "tiny-model")
 
 
-def _tiny(directory: Path) -> Path:
-    """A network of one strided convolution in a model directory: it costs next to nothing, so it shows all the rest."""
+def tiny(directory: Path, side: int = 224, spacing: float = 0.25) -> Path:
+    """A network of one strided convolution in a model directory: it costs next to nothing, so it shows all the rest.
+
+    `side` in pixels and `spacing` in um/px of its patches."""
     import json
 
     import numpy as np
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    side, channels, kernel = 224, 4, 8
+    channels, kernel = 4, 8
     rng = np.random.default_rng(1)
     constants = {
         "w": rng.normal(0, 0.15, (channels, 3, kernel, kernel)),
@@ -76,7 +78,7 @@ def _tiny(directory: Path) -> Path:
         "num_classes": 2,
         "class_names": ["normal", "tumour"],
         "patch_size_pixels": side,
-        "spacing_um_px": 0.25,
+        "spacing_um_px": spacing,
         "transform": [
             {"name": "ToTensor"},
             {"name": "Normalize", "arguments": {"mean": [0.5] * 3, "std": [0.25] * 3}},

@@ -106,7 +106,7 @@ def _sample(root: int, seconds: float, watched: Watched, memory: bool) -> None:
                 process.kind, process.name = kind, name
             process.cpu_s = max(process.cpu_s, _cpu_s(pid))
             if memory:
-                pss, shmem = _memory(process)
+                pss, shmem = note_memory(process)
                 total += pss
                 shared += shmem
         except (OSError, IndexError, ValueError):
@@ -143,7 +143,7 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
-def _memory(process: Seen) -> tuple[int, int]:
+def note_memory(process: Seen) -> tuple[int, int]:
     """Note the memory of a process; its PSS, and the part of it that is shared memory, in bytes."""
     values: dict[str, int] = {}
     for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()[1:]:
