@@ -35,7 +35,7 @@ from review.errors import Refused
 from review.facts import Facts
 from review.guard import Guard, Identity
 from review.live import Live
-from review.log import ReviewLog
+from review.log import Reviews
 from review.reading import MIN_UM2, REGIONS_MOST, THRESHOLD, Reading
 from review.routes import Desk
 from review.routes import routes as changing_routes
@@ -72,7 +72,7 @@ class Page:
 
     reading: Reading
     guard: Guard
-    log: ReviewLog
+    log: Reviews
     live: Live
     figures: Callable[[], Mapping[str, Any]]
     threads: int = max(2, min(8, os.cpu_count() or 2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from review import acts
 from review.acts import NotAllowed, Review, Row
@@ -21,6 +21,30 @@ class Conflict(Exception):
     def __init__(self, review: Review) -> None:
         super().__init__(f"the review is at revision {review.revision}")
         self.review = review
+
+
+class Reviews(Protocol):
+    """The reviews of slides by key: of one results folder (`ReviewLog`), or of several (`review.library_log`)."""
+
+    def review(self, key: str) -> Review:
+        """The review of a slide, now. AuditError where it cannot be known."""
+
+    def reviews(self) -> Mapping[str, Review]:
+        """Of all slides that anybody has reviewed."""
+
+    def rows(self, key: str) -> list[Row]:
+        """The acts of a slide. AuditError."""
+
+    def proven(self, key: str) -> Review:
+        """The review of a slide, read from the disk again. AuditError."""
+
+    def head_of(self, key: str) -> Head:
+        """The last row of the log that a slide's acts are in. AuditError."""
+
+    def add(
+        self, key: str, user: str, act: str, revision: int | None, fields: Callable[[Review], Mapping[str, Any]]
+    ) -> Review:
+        """Add an act. Conflict, NotAllowed, AuditError."""
 
 
 class ReviewLog:
@@ -51,6 +75,10 @@ class ReviewLog:
         with self._lock:
             self._refresh()
             return self._head
+
+    def head_of(self, key: str) -> Head:
+        """See `Reviews`: there is one log."""
+        return self.head
 
     def review(self, key: str) -> Review:
         """The review of a slide, now."""

@@ -16,13 +16,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from pipeline import log as logs
 from review import acts, export, signoff
 from review.acts import BadAct, NotAllowed, Review
-from review.errors import AuditError, Refused
+from review.errors import Refused
 from review.facts import Facts, Slides
 from review.guard import Guard, Identity
-from review.log import Conflict, ReviewLog
+from review.log import Conflict, Reviews
 from review.users import HASHES_AT_A_TIME
 
 BODY_BYTES = 256 << 10
@@ -34,7 +33,7 @@ Answer = Callable[[Request], Awaitable[Response]]
 
 
 def routes(
-    guard: Guard, log: ReviewLog, slides: Slides, changed: Callable[[str, int], None] = lambda key, revision: None
+    guard: Guard, log: Reviews, slides: Slides, changed: Callable[[str, int], None] = lambda key, revision: None
 ) -> list[Route]:
     """The routes. `changed(key, revision)` is called in the event loop after each act."""
     desk, hashing = Desk(guard, log, slides), CapacityLimiter(HASHES_AT_A_TIME)
@@ -112,7 +111,7 @@ async def read_json(request: Request) -> Mapping[str, Any]:
 class Desk:
     """What the routes do, in a thread."""
 
-    def __init__(self, guard: Guard, log: ReviewLog, slides: Slides) -> None:
+    def __init__(self, guard: Guard, log: Reviews, slides: Slides) -> None:
         self._guard, self._log, self._slides = guard, log, slides
 
     def session(self, identity: Identity) -> dict[str, Any]:
@@ -141,10 +140,7 @@ class Desk:
 
     def rows(self, request: Request, identity: Identity) -> Response:
         facts = self._facts(request)
-        try:
-            found = self._log.rows(facts.key)
-        except AuditError as error:
-            raise broken(error) from error
+        found = self._log.rows(facts.key)
         names = ("n", "at", "user", "act", "fields", "hash", "previous")
         return JSONResponse([{name: getattr(row, name) for name in names} for row in found])
 
@@ -182,8 +178,6 @@ class Desk:
             now = self._log.review(facts.key)
             more = {"revision": now.revision, "review": self.document(now, facts)}
             raise Refused(409 if error.code in _CONFLICTS else 422, error.code, str(error), more) from error
-        except AuditError as error:
-            raise broken(error) from error
         return self.document(after, facts), acts.needs_appending(review, act, identity.user)
 
     def _fields(self, act: str, fields: dict[str, Any], review: Review, facts: Facts) -> dict[str, Any]:
@@ -235,10 +229,7 @@ class Desk:
         form = export.FORMS.get(request.path_params["form"])
         if form is None:
             raise Refused(404, "not_found", f"there is {', '.join(export.FORMS)}")
-        try:
-            review = self._log.proven(facts.key)
-        except AuditError as error:
-            raise broken(error) from error
+        review, head = self._log.proven(facts.key), self._log.head_of(facts.key)
         document = self.document(review, facts)
         regions = []
         if (
@@ -246,7 +237,7 @@ class Desk:
         ):  # of a failed one nothing was inferred
             regions = self._slides.regions(facts.key, document["class"], document["threshold"], document["min_um2"])
         reviewed = export.Reviewed(
-            facts, document, export.merged(document, regions), str(self._log.head), identity.user, self._slides.picture
+            facts, document, export.merged(document, regions), str(head), identity.user, self._slides.picture
         )
         language = "zh" if request.query_params.get("lang", "").startswith("zh") else "en"
         try:
@@ -264,9 +255,3 @@ class Desk:
         if facts is None:
             raise Refused(404, "not_found", "there is no such slide")
         return facts
-
-
-def broken(error: AuditError) -> Refused:
-    """The answer where the log cannot be used; what exactly is wrong is the operator's to know."""
-    logs.get_logger().error("the log of reviews cannot be used", reason=str(error))
-    return Refused(503, "log_broken", "reviews cannot be kept now; tell whoever runs this page")

@@ -13,7 +13,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from review.errors import Refused, ReviewError
+from pipeline import log as logs
+from review.errors import AuditError, Refused, ReviewError
 
 # OpenSeadragon draws tiles from blobs; nothing else but this server is ever asked, and nothing inline is run.
 POLICY = (
@@ -84,7 +85,13 @@ def error_handlers() -> dict[Any, Callable[[Request, Exception], Any]]:
         headers = error.headers if isinstance(error, HTTPException) else None
         return JSONResponse({"error": text, "code": code}, status, headers)
 
-    return {Refused: refused, HTTPException: http, 500: http}
+    async def unkept(request: Request, error: Exception) -> Response:
+        """The log of reviews cannot be used; what exactly is wrong is the operator's to know."""
+        logs.get_logger().error("the log of reviews cannot be used", reason=str(error))
+        text = "reviews cannot be kept now; tell whoever runs this page"
+        return JSONResponse({"error": text, "code": "log_broken"}, 503)
+
+    return {Refused: refused, AuditError: unkept, HTTPException: http, 500: http}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

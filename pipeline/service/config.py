@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.section import Section, Text, key
-from pipeline.service.outward import Http, SpoolFolder, WebhookTarget
+from pipeline.service.outward import Http, ReviewPage, SpoolFolder, WebhookTarget
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -158,6 +158,7 @@ class Service(Section):
     )
     retention: Retention = Field(Retention(), description=Retention.__doc__)
     http: Http = Field(Http(), description=Http.__doc__)
+    review: ReviewPage = Field(ReviewPage(), description=ReviewPage.__doc__)
     webhook: WebhookTarget = Field(WebhookTarget(), description=WebhookTarget.__doc__)
     spool: SpoolFolder = Field(SpoolFolder(), description=SpoolFolder.__doc__)
     trials: int = key(2, "Slides that are checked and opened for trial at a time.", ge=1, le=64)

@@ -34,12 +34,14 @@ LIVE = (
     "service.give_up_s",
     "service.retention",
     "service.http",
+    "service.review",
     "service.webhook",
     "service.spool",
     "log.level",
 )
 _INTAKE = ("service.watch", "service.deadline_s", "service.trials", "service.trial_timeout_s", "service.give_up_s")
 _WEB = ("service.http", "service.webhook", "service.spool", "log.level")
+_REVIEW = ("service.review", "service.watch", "service.submit_from", "log.level")
 
 
 class Desk:
@@ -194,6 +196,8 @@ class Desk:
             service.watch_anew()
         if any(key in _WEB for key in live):
             service.tell_anew()
+        if any(key in _REVIEW for key in live):
+            service.review_anew()
         said = [f"changed: {', '.join(live)}" if live else "nothing has changed that can change while running"]
         if rest:
             said.append(f"changes only with a restart: {', '.join(rest)}")

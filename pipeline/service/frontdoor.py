@@ -1,45 +1,52 @@
-"""The HTTP process as the service keeps it: started, restarted with what the configuration says, replaced when it dies."""
+"""A process that serves HTTP as the service keeps it: started, restarted with what the configuration says, replaced when it dies."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import structlog
 
-from pipeline import __version__
 from pipeline.config import Config
-from pipeline.rundir import RunDir
-from pipeline.service import web
 from pipeline.service.nursery import Nursery
 from pipeline.service.offspring import Offspring
 from pipeline.worker import EXIT_CONFIGURATION
 
 PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 
+Prepare = Callable[[Config], bool]
+"""Writes what the process reads at its start; False where there is to be none. OSError."""
+
 
 class FrontDoor:
-    """At most one process of pipeline.service.web. Times are monotonic seconds. `words`: its last critical ones."""
+    """At most one process of `command`. Times are monotonic seconds. `words`: its last critical ones."""
 
-    def __init__(self, run: RunDir, ledger: Path, nursery: Nursery) -> None:
-        self._run, self._ledger, self._nursery = run, ledger, nursery
+    def __init__(self, name: str, command: Sequence[str], prepare: Prepare, nursery: Nursery) -> None:
+        self.name = name
+        self._command, self._prepare, self._nursery = list(command), prepare, nursery
         self._child: Offspring | None = None
         self._start_at, self._pause_s = 0.0, PAUSE_S
         self.words = ""
+
+    @property
+    def problem(self) -> str:
+        """Why there is no process, as it said itself; empty while there is one."""
+        return self.words if self._child is None else ""
 
     def start_if_due(self, config: Config, now: float) -> None:
         """Start it where there is none."""
         if self._child is not None or now < self._start_at:
             return
-        service = config.service
-        parts = [part.model_dump(mode="json") for part in (service.http, service.webhook, service.spool)]
-        self._start_at = now + PAUSE_S  # where it cannot be
+        self._start_at = now + PAUSE_S  # where it cannot be, or is not wanted
         try:
-            web.write_settings(self._run, self._ledger, __version__, config.log.level, *parts)
+            if not self._prepare(config):
+                self.words = ""
+                return
         except OSError as error:
-            structlog.get_logger().error("HTTP cannot be started", reason=error.strerror)
+            structlog.get_logger().error("HTTP cannot be started", what=self.name, reason=error.strerror)
             return
-        self._child = self._nursery.spawn("web", web.command(self._run))
+        self.words = ""
+        self._child = self._nursery.spawn(self.name, self._command)
 
     def restart(self) -> None:
         """End it, so that it starts with what the configuration says by then."""
@@ -55,7 +62,7 @@ class FrontDoor:
         self._nursery.drop(self._child)
         self._child = None
         if code == EXIT_CONFIGURATION:
-            structlog.get_logger().error("no HTTP", reason=self.words)
+            structlog.get_logger().error("no HTTP", what=self.name, reason=self.words)
         if code != 0:
             self._pause_s = PAUSE_S if lasted > LONGEST_PAUSE_S else min(LONGEST_PAUSE_S, 2 * self._pause_s)
             self._start_at = time.monotonic() + self._pause_s

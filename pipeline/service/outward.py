@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -28,6 +28,33 @@ class Http(Section):
         "With work that could be done and no result for so long, /progress says that the service is stuck, in seconds.",
         ge=10, le=86400,
     )  # fmt: skip
+
+
+class ReviewPage(Section):
+    """The pathologist's page over the results of all routes (docs/review.md); off by default. Same options as `slidestream
+    review`, and the same refusals: other addresses than loopback only with users and TLS."""
+
+    enabled: bool = key(False, "Serve it. Without users or trusted_header everybody on this machine is one reviewer.")
+    host: Text = key("127.0.0.1", "Address to listen on.")
+    port: int = key(8017, "Port to listen on; 0: any that is free.", ge=0, le=65535)
+    users: Text | None = key(None, "File of users with passwords and roles (slidestream user), an absolute path.")
+    certificate: Text | None = key(None, "For TLS: the certificate and its chain, PEM.")
+    certificate_key: Text | None = key(None, "For TLS: the certificate's key, PEM.")
+    names: Annotated[tuple[Text, ...], Field(max_length=64)] = key(
+        (), "Names under which the page is asked, beside localhost and the address."
+    )
+    proxies: Annotated[tuple[Text, ...], Field(max_length=64)] = key((), "Addresses of reverse proxies in front of it.")
+    trusted_header: Text | None = key(None, "The proxy's header that names who is signed in; needs proxies.")
+    default_role: Literal["viewer", "reviewer", "admin"] | None = key(
+        None, "Role of users that the proxy names and the file does not; null: they are refused."
+    )
+    labels: Literal["nobody", "admin", "reviewer", "viewer"] = key(
+        "nobody",
+        "Who may see label and macro images of slides, which can name the patient: this role and those above it.",
+    )
+    insecure: bool = key(
+        False, "Listen on other addresses also without users or TLS: then others can read all, and sign."
+    )
 
 
 class WebhookTarget(Section):

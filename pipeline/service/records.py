@@ -69,6 +69,17 @@ class Slide:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """What a list of slides shows of one. `seen`: when it was first met."""
+
+    name: str
+    urgency: Urgency
+    state: State
+    reason: str
+    seen: float
+
+
+@dataclass(frozen=True, slots=True)
 class Arrival:
     """A slide in a watched folder that is not taken yet, and why not."""
 

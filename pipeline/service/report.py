@@ -100,6 +100,11 @@ def lines(
     for name, lane in values["lanes"].items():
         if not lane["up"]:
             found.append(f"lane {name} is not up{': ' + lane['problem'] if lane['problem'] else ''}")
+    if page := values.get("review"):
+        if page["address"] is not None:
+            found.append(f"review page: {page['address']}")
+        elif page["problem"]:
+            found.append(f"review page is not served: {page['problem']}")
     found += [f"{name} was given up: {reason}" for name, reason in values["lost"].items()]
     found += [hold_line(hold, now) for hold in holds]
     return found

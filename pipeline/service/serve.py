@@ -22,14 +22,14 @@ from typing import Any
 import structlog
 import zmq
 
-from pipeline import log
+from pipeline import __version__, log
 from pipeline.balance import bottleneck
 from pipeline.config import Config
 from pipeline.control import Control
 from pipeline.log import LogSink
 from pipeline.machine import detect
 from pipeline.rundir import RunDir
-from pipeline.service import notify
+from pipeline.service import notify, review_page, web
 from pipeline.service.deadlines import Pace, risk
 from pipeline.service.desk import Desk
 from pipeline.service.errands import Errands
@@ -69,7 +69,19 @@ class Service:
         self._nursery = Nursery(self._poller, sink)
         self._pace = Pace()
         self.foreman = Foreman(self._zmq, run, self.ledger, self._nursery, self._pace, config.service.routes)
-        self._door = FrontDoor(run, state / LEDGER, self._nursery)
+        ledger = state / LEDGER
+
+        def for_web(config: Config) -> bool:
+            parts = (config.service.http, config.service.webhook, config.service.spool)
+            sections = [part.model_dump(mode="json") for part in parts]
+            return web.write_settings(run, ledger, __version__, config.log.level, *sections)
+
+        def for_review(config: Config) -> bool:
+            return review_page.write_settings(run, ledger, __version__, config)
+
+        self._run = run
+        self._web = FrontDoor("web", web.command(run), for_web, self._nursery)
+        self._review = FrontDoor("review", review_page.command(run), for_review, self._nursery)
         self._keeper = Keeper(self.ledger, self.errands)
         self._desk = Desk(self)
         self._control = Control(self._zmq, run.control, self._desk.handlers)
@@ -114,7 +126,8 @@ class Service:
         self._sink.settle()
         self._answer_signals()
         self.foreman.start_what_is_due(clock)
-        self._door.start_if_due(self.config, clock)
+        for door in (self._web, self._review):
+            door.start_if_due(self.config, clock)
         try:
             self.errands.collect()
             self.foreman.note(now)
@@ -141,7 +154,8 @@ class Service:
         if self.foreman.socket in ready:
             self.foreman.receive()
         self._nursery.listen(ready)
-        refused = self.foreman.reap(ready) or self._door.reap(ready)
+        refused = self.foreman.reap(ready) or self._web.reap(ready)
+        self._review.reap(ready)  # results are made, whether or not they can be looked at here
         if refused is not None and not self._ready:
             self._ending = Ending(EXIT_CONFIGURATION, refused)
         if self._control.socket in ready:
@@ -174,8 +188,9 @@ class Service:
         """A log record of a child on its way to the sink: its last critical word says why it cannot go on."""
         if record.get("level") != "critical":
             return
-        if record.get("process") == "web":
-            self._door.words = str(record["event"])
+        door = next((door for door in (self._web, self._review) if door.name == record.get("process")), None)
+        if door is not None:
+            door.words = str(record["event"])
         elif (lane := self.foreman.lanes.get(str(record.get("route")))) is not None:
             lane.words = str(record["event"])
 
@@ -199,6 +214,7 @@ class Service:
         )
         values["bottleneck"], values["patches_per_s"] = said, recent.patches_per_s()
         values["slides"] = {state: dict(by_class) for state, by_class in counts.items()}
+        values["review"] = {"address": review_page.address(self._run), "problem": self._review.problem}
         return {"lines": lines(values, counts, self.ledger.holds(), recent, said, now), "run": values}
 
     def watch_anew(self) -> None:
@@ -209,9 +225,13 @@ class Service:
     def tell_anew(self) -> None:
         """HTTP, events and log as the configuration has them now; of lanes, from their next start on."""
         self.set_sinks()
-        self._door.restart()
+        self._web.restart()
         log.configure("service", "json", self.config.log.level, self._sink)
         self.foreman.configure(self.config)
+
+    def review_anew(self) -> None:
+        """The review page as the configuration has it now."""
+        self._review.restart()
 
     def set_sinks(self) -> None:
         """Receivers of events, as the configuration has them."""

@@ -6,15 +6,17 @@ view.counts()
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
 from pipeline.service.lifecycle import UNFINISHED, State, Urgency
 from pipeline.service.reasons import Kind
-from pipeline.service.records import Arrival, Filter, Hold, Name, Slide, Step, Told
+from pipeline.service.records import Arrival, Filter, Hold, Name, Slide, Standing, Step, Told
 from pipeline.service.store import open_reader
 
 ROWS_AT_ONCE = 1000
@@ -130,6 +132,26 @@ class View:
         condition = f"WHERE {' AND '.join(where)}" if where else ""
         return self._connection.execute(f"SELECT count(*) FROM slides {condition}", values).fetchone()[0]
 
+    def standings(self, route: str, after: int = 0) -> tuple[int, list[Standing]]:
+        """How the slides of a route stand, oldest first: all of them, or those that may have changed since the step `after`.
+        The number is the `after` of the next question."""
+        with _one_moment(self._connection):
+            last = self._connection.execute("SELECT coalesce(max(id), 0) FROM steps").fetchone()[0]
+            # Of what is unfinished the class may change without a step: it was delivered again.
+            newer = (
+                "AND (state IN ('queued', 'running', 'retry_wait') OR id IN (SELECT slide FROM steps WHERE id > :after)) "
+                if after
+                else ""
+            )
+            rows = self._connection.execute(
+                f"SELECT name, urgency, state, reason, seen FROM slides WHERE route = :route {newer}ORDER BY id",
+                {"route": route, "after": after},
+            ).fetchall()
+        return last, [
+            Standing(row["name"], Urgency(row["urgency"]), State(row["state"]), row["reason"], row["seen"])
+            for row in rows
+        ]
+
     def with_results(self, route: str, before: float, limit: int = 100) -> list[Slide]:
         """Slides of a route that were finished before this time and whose results were not removed, oldest first."""
         rows = self._connection.execute(
@@ -195,6 +217,16 @@ class View:
             (sink, limit),
         )
         return [Told(row["id"], row["time"], row["event"], row["slide"], json.loads(row["body"])) for row in rows]
+
+
+@contextlib.contextmanager
+def _one_moment(connection: sqlite3.Connection) -> Iterator[None]:
+    """Several questions that see the ledger as it is at the first."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
 
 
 def _where(which: Filter) -> tuple[list[str], list]:

@@ -152,11 +152,12 @@ def command(run: RunDir) -> list[str]:
     return [sys.executable, "-m", "pipeline.service.web", "--run", str(run.path), "--parent", str(os.getpid())]
 
 
-def write_settings(run: RunDir, ledger: Path, version: str, level: str, http: dict, webhook: dict, spool: dict) -> None:
+def write_settings(run: RunDir, ledger: Path, version: str, level: str, http: dict, webhook: dict, spool: dict) -> bool:
     """What this process reads. `http`, `webhook`, `spool` are the sections of pipeline.service.outward as plain JSON."""
     values = {"ledger": str(ledger), "version": version, "level": level}
     text = json.dumps({**values, "http": http, "webhook": webhook, "spool": spool})
     (run.path / SETTINGS).write_text(text)
+    return True
 
 
 def address(run: RunDir) -> str | None:
