@@ -10,11 +10,11 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engines.errors import EngineError, ModelError
-from pipeline import __version__, control_command, engine_command, model_command
+from pipeline import __version__, control_command, engine_command, model_command, tune_command
 from pipeline.config import Config, ConfigError, load_config
 from pipeline.memory import MemoryLack
 from pipeline.service import command as service_command
@@ -38,6 +38,7 @@ Run cancer-detection models over whole-slide images: slides in, heatmaps out.
   slidestream demo                          see it work on a synthetic slide
   slidestream run SLIDES/ --out RESULTS/    run a model over a folder of slides
   slidestream check                         what it would use on this machine
+  slidestream tune SLIDES/                  measure this machine and propose a configuration
   slidestream serve --config FILE           as a service: slides as they come off the scanner
   slidestream engine build MODEL            an engine for this machine's GPU
   slidestream review --results RESULTS/     look at results, judge and sign them
@@ -63,8 +64,13 @@ def main(arguments: list[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return EXIT_CONFIGURATION
+    return explained(lambda: args.command(args))
+
+
+def explained(command: Callable[[], int]) -> int:
+    """The exit code of `command`; what it raises becomes one line on standard error."""
     try:
-        return args.command(args)
+        return command()
     except (ConfigError, EngineError, ModelError, SlideError, MemoryLack) as error:
         return _complain(str(error), EXIT_CONFIGURATION)
     except KeyboardInterrupt:
@@ -132,6 +138,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
     control_command.add_parser(commands)
     service_command.add_parser(commands)
+    tune_command.add_parser(commands)
     engine_command.add_parser(commands)
     model_command.add_parser(commands)
     review_command.add_parser(commands)
