@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arrivals import AGAIN, DAMAGED, RUBBISH, TRUNCATED, Arrival
+from benchmarks.arrivals import AGAIN, DAMAGED, GOOD, RUBBISH, SLOW, TRUNCATED, Arrival
 from benchmarks.served import Served
 from pipeline.rundir import work_folder
 from pipeline.service.lifecycle import State
@@ -49,14 +49,26 @@ def all_slides(view: View) -> list[Slide]:
     return found[::-1]
 
 
+def named(arrivals: Iterable[Arrival]) -> dict[Arrival, list[str]]:
+    """Every slide that came, with all names that it came under. Results have the name that was taken first: after a kill
+    that may be any of them."""
+    also: dict[Path, list[str]] = {}
+    for one in arrivals:
+        if one.how == AGAIN:
+            also.setdefault(one.source, []).append(one.name)
+    return {
+        one: [one.name, *(also.get(one.source, []) if one.how == GOOD else [])] for one in arrivals if one.how != AGAIN
+    }
+
+
 def unfinished(view: View, arrivals: Iterable[Arrival]) -> list[str]:
-    """Names that came and of which the ledger does not say what became of them."""
+    """Names of slides that came and of which the ledger does not say what became of them."""
     rest = {slide.name for slide in all_slides(view) if slide.state in END.values()}
-    return [one.name for one in arrivals if one.how != AGAIN and one.name not in rest]
+    return [one.name for one, names in named(arrivals).items() if not rest.intersection(names)]
 
 
 END = {
-    **dict.fromkeys(("good", "slow"), State.COMPLETE),
+    **dict.fromkeys((GOOD, SLOW), State.COMPLETE),
     DAMAGED: State.PARTIAL,
     TRUNCATED: State.QUARANTINED,
     RUBBISH: State.QUARANTINED,
@@ -78,17 +90,20 @@ def audit(served: Served, arrivals: list[Arrival], events: list[dict[str, Any]],
     told = collections.Counter(
         (event["data"].get("name"), event["type"]) for event in {event["id"]: event for event in events}.values()
     )
-    taken = {os.fsdecode(name.path) for found in names.values() for name in found}
-    for one in arrivals:
-        if one.how == AGAIN:
-            if not any(path.endswith(f"/{one.name}.tif") for path in taken):
-                faults.lost.append(f"{one.name}: its second name is not in the ledger")
-            if one.name in by_name:
-                faults.doubled.append(f"{one.name}: content that was there before is a slide of its own")
-            continue
-        _one(faults, one, by_name.get(one.name), steps, told)
-    _results(faults, served.out, undisturbed, arrivals)
-    wanted = {one.name for one in arrivals}
+    results: dict[str, str] = {}  # name of the results -> name in the undisturbed run
+    for one, mine in named(arrivals).items():
+        there = [name for name in mine if name in by_name]
+        faults.doubled += [f"{one.name}: is also a slide of its own as {name}" for name in there[1:]]
+        name = there[0] if there else one.name
+        _one(faults, one, name, by_name.get(name), steps, told)
+        if END[one.how] is not State.QUARANTINED:
+            results[name] = one.name
+        if there:
+            known = {os.fsdecode(alias.path) for alias in names[by_name[name].id]}
+            missing = [alias for alias in mine if not any(path.endswith(f"/{alias}.tif") for path in known)]
+            faults.lost += [f"{name}: its name {alias} is not in the ledger" for alias in missing]
+    _results(faults, served.out, undisturbed, results)
+    wanted = {name for mine in named(arrivals).values() for name in mine}
     faults.doubled += [f"{slide.name}: nobody delivered it" for slide in slides if slide.name not in wanted]
     # Of a partial slide the journal is kept for another try.
     kept = {work_folder("", one.name).name for one in arrivals if END.get(one.how) is State.PARTIAL}
@@ -100,42 +115,40 @@ def audit(served: Served, arrivals: list[Arrival], events: list[dict[str, Any]],
     return faults
 
 
-def _one(faults: Faults, one: Arrival, slide: Slide | None, steps: dict, told: collections.Counter) -> None:
+def _one(faults: Faults, one: Arrival, name: str, slide: Slide | None, steps: dict, told: collections.Counter) -> None:
     """What the ledger and the events say of one slide."""
     end = END[one.how]
     if slide is None or slide.state is not end:
         state = "not in the ledger" if slide is None else f"{slide.state} ({slide.reason})"
-        faults.lost.append(f"{one.name}: {one.how}, and {state}")
+        faults.lost.append(f"{name}: {one.how}, and {state}")
         return
     if end is not State.COMPLETE and not (slide.reason or (slide.result or {}).get("reason")):
-        faults.lost.append(f"{one.name}: {end} without a reason")
+        faults.lost.append(f"{name}: {end} without a reason")
     if (count := steps[slide.id].count(end)) != 1:
-        faults.doubled.append(f"{one.name}: became {end} {count} times")
-    if (count := told[one.name, _EVENT[end]]) != 1:
-        (faults.doubled if count else faults.lost).append(f"{one.name}: {count} events {_EVENT[end]}")
+        faults.doubled.append(f"{name}: became {end} {count} times")
+    if (count := told[name, _EVENT[end]]) != 1:
+        (faults.doubled if count else faults.lost).append(f"{name}: {count} events {_EVENT[end]}")
     if end is not State.QUARANTINED and slide.result["planned"] != slide.result["inferred"] + slide.result["failed"]:
-        faults.lost.append(f"{one.name}: patches are missing, {slide.result}")
+        faults.lost.append(f"{name}: patches are missing, {slide.result}")
 
 
-def _results(faults: Faults, out: Path, undisturbed: Path, arrivals: list[Arrival]) -> None:
-    """The result files: those of the undisturbed run, byte for byte, and no others."""
-    wanted = {f"{one.name}.csv" for one in arrivals if END.get(one.how) in (State.COMPLETE, State.PARTIAL)}
-    there = {str(path.relative_to(out / RESULTS)) for path in (out / RESULTS).rglob("*") if path.is_file()}
-    faults.lost += [f"{name}: no such file" for name in sorted(wanted - there)]
-    faults.doubled += [f"{name}: a result that belongs to no slide" for name in sorted(there - wanted)]
-    for name in sorted(wanted & there):
-        path = out / RESULTS / name
-        if digest(path) != digest(undisturbed / RESULTS / name):
+def _results(faults: Faults, out: Path, undisturbed: Path, results: dict[str, str]) -> None:
+    """The result files: those of the undisturbed run, byte for byte, and no others. `results`: their names here and there."""
+    there = {str(path.relative_to(out / RESULTS))[:-4] for path in (out / RESULTS).rglob("*") if path.is_file()}
+    faults.lost += [f"{name}: has no result" for name in sorted(results.keys() - there)]
+    faults.doubled += [f"{name}: a result that belongs to no slide" for name in sorted(there - results.keys())]
+    for name in sorted(results.keys() & there):
+        path = out / RESULTS / f"{name}.csv"
+        if digest(path) != digest(undisturbed / RESULTS / f"{results[name]}.csv"):
             faults.different.append(name)
         with path.open(newline="") as file:
             places = collections.Counter(tuple(row[column] for column in PLACE) for row in csv.DictReader(file))
         if twice := sum(count > 1 for count in places.values()):
             faults.doubled.append(f"{name}: {twice} patches more than once")
-    summaries = {str(path.relative_to(out / "slides")) for path in (out / "slides").rglob("*.json")}
-    faults.lost += [f"{name}: no summary" for name in sorted(wanted) if f"{name[:-4]}.json" not in summaries]
-    states = {name: json.loads((out / "slides" / name).read_text())["state"] for name in summaries}
-    done = {name for name, state in states.items() if state != "failed"}
-    faults.doubled += [f"{name}: a summary of no slide" for name in sorted(done - {f"{n[:-4]}.json" for n in wanted})]
+    summaries = {str(path.relative_to(out / "slides"))[:-5]: path for path in (out / "slides").rglob("*.json")}
+    faults.lost += [f"{name}: has no summary" for name in sorted(results.keys() - summaries.keys())]
+    done = {name for name, path in summaries.items() if json.loads(path.read_text())["state"] != "failed"}
+    faults.doubled += [f"{name}: a summary that belongs to no slide" for name in sorted(done - results.keys())]
 
 
 def digest(path: Path) -> str:

@@ -218,10 +218,11 @@ def rows(life: Life) -> list[list[object]]:
         starts, results = life.waits(choose)
         count = sum(1 for one in life.arrivals if choose(one))
         times = [percentile(values, percent) for values in (starts, results) for percent in (50, 95)]
-        made.append([name, count, *(times if name != "broken" else [None] * 4)])
+        made.append([name, count, *(times if name in TIMED else [None] * 4)])
     return made
 
 
+TIMED = ("urgent", "routine", "routine, written slowly")
 COLUMNS = ["slides", "number", "to start p50 s", "p95 s", "to result p50 s", "to result p95 s"]
 
 
