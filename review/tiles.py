@@ -27,7 +27,7 @@ from PIL import Image, ImageCms
 from review.errors import Refused
 from slides.direct_source import DirectSource, open_direct
 from slides.errors import SlideError
-from slides.geometry import LEVEL_TOLERANCE, Geometry, SlideInfo
+from slides.geometry import LEVEL_TOLERANCE, Geometry, SlideInfo, resample
 from slides.jpeg_tiles import JpegTiles, TileError
 from slides.openslide_source import OpenSlideSource
 from slides.source import UNREADABLE
@@ -47,6 +47,8 @@ _MAX_READ = 4096
 # A handle that read more at once is not kept: its buffer would be kept with it. Nor more handles of a slide than this.
 _SMALL_READ, _IDLE_MOST = 2048, 4
 _OVERVIEW = 2048
+# Of a region with damage, so many reads may fail (each costs an opening of the slide); what is left then counts as lost.
+_FAILURES_MOST = 128
 # Chroma is not halved: on H&E that alone costs 5 grey levels on average.
 _QUALITY, _CHROMA = 90, "444"
 # Of decoded tiles, by all OpenSlide handles together; the direct source decodes only to compare.
@@ -256,11 +258,45 @@ class OpenedSlide:
         source = self._take()
         try:
             reasons = source.read(geometry, np.array([[x, y]], np.int64), out)
+            shown = out[0], ""
+            if reasons:
+                lost = np.zeros((px, px), bool)
+                left = self._in_parts(source, geometry, (x, y), out[0], lost)
+                shown = _hatch(out[0], lost), reasons[0] if left else f"parts of it cannot be read: {reasons[0]}"
         except BaseException:
             source.close()
             raise
         self._give_back(source, region)
-        return (_hatched(px, px), reasons[0]) if reasons else (out[0], "")
+        return shown
+
+    def _in_parts(
+        self, source: OpenSlideSource, whole: Geometry, at: tuple[int, int], out: Pixels, lost: npt.NDArray[np.bool_]
+    ) -> bool:
+        """Fill `out` with what can be read of a region that cannot be read in one piece, and mark the rest in `lost`: along
+        the slide's own tiles where OpenSlide tells of them. True if nothing could be read."""
+        region, (left, top) = whole.region_px[0], whole.level_xy(np.array([at], np.int64))[0].tolist()
+        pixels = np.empty((region, region, 3), np.uint8)
+        bad = np.zeros((region, region), np.uint8)
+        waiting, failures = _quarters(left, top, region, region, source.tile_size(whole.level)), 1
+        while waiting:
+            x, y, width, height = waiting.pop()
+            here = slice(y - top, y - top + height), slice(x - left, x - left + width)
+            part = source.level_pixels(whole.level, x, y, width, height) if failures < _FAILURES_MOST else None
+            if part is not None:
+                pixels[here] = part
+                continue
+            failures += 1
+            parts = _quarters(x, y, width, height, source.tile_size(whole.level))
+            if parts and failures < _FAILURES_MOST:
+                waiting += parts
+            else:
+                pixels[here], bad[here] = UNREADABLE, 1
+        if region == out.shape[0]:
+            out[:], lost[:] = pixels, bad
+        else:
+            resample(pixels, out.shape[0], out)
+            lost[:] = cv2.resize(bad * 255, lost.shape[::-1], interpolation=cv2.INTER_AREA) > 0
+        return bool(bad.all())
 
     def _cut(self, x: int, y: int, side: float, px: int) -> tuple[Pixels, str]:
         """The same out of an overview."""
@@ -343,6 +379,22 @@ def _transform(path: Path) -> Callable[[Pixels], Pixels] | None:
 
 def _unreadable(pixels: Pixels) -> npt.NDArray[np.bool_]:
     return (pixels == np.array(UNREADABLE, np.uint8)).all(axis=-1)
+
+
+def _quarters(x: int, y: int, width: int, height: int, tile: tuple[int, int]) -> list[tuple[int, int, int, int]]:
+    """A box of level pixels in two or four, cut between tiles where it holds more than one; none where it is one tile or
+    less."""
+    across, down = _halves(x, width, tile[0]), _halves(y, height, tile[1])
+    boxes = [(x0, y0, w, h) for y0, h in down for x0, w in across]
+    return boxes if len(boxes) > 1 else []
+
+
+def _halves(begin: int, length: int, tile: int) -> list[tuple[int, int]]:
+    first, last = begin // tile, (begin + length - 1) // tile
+    if first == last:
+        return [(begin, length)]
+    middle = (first + last + 1) // 2 * tile
+    return [(begin, middle - begin), (middle, begin + length - middle)]
 
 
 def _hatch(pixels: Pixels, where: npt.NDArray[np.bool_]) -> Pixels:

@@ -64,6 +64,7 @@ class OpenSlideSource:
         try:
             self.info = _info(self._path, slide, mpp)
             self._identity = slide.properties.get("openslide.quickhash-1")
+            self._tiles = tuple(_tile_size(slide.properties, level) for level in range(slide.level_count))
         except (openslide.OpenSlideError, ValueError, KeyError) as error:
             slide.close()
             raise SlideError(self._path, f"OpenSlide cannot describe it: {error}") from error
@@ -121,6 +122,20 @@ class OpenSlideSource:
 
     def advise(self, geometry: Geometry, xy: npt.NDArray[np.int64]) -> None:
         """See `slides.source.Source`: OpenSlide does not say where the bytes are."""
+
+    def tile_size(self, level: int) -> tuple[int, int]:
+        """Width and height of the stored tiles of a level, as OpenSlide tells; else of blocks that are small enough."""
+        return self._tiles[level]
+
+    def level_pixels(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8] | None:
+        """uint8 (height, width, 3) from level pixel (x, y) on; None where they cannot be read. SlideError as `read`."""
+        out = np.empty((height, width, 3), np.uint8)
+        try:
+            self._region(level, x, y, out)
+        except openslide.OpenSlideError as error:
+            self._reopen(error)
+            return None
+        return out
 
     def close(self) -> None:
         """See `slides.source.Source`."""
@@ -275,6 +290,12 @@ def _info(path: str, slide: openslide.OpenSlide, mpp: float | None) -> SlideInfo
         bounds=None if None in bounds else tuple(map(int, bounds)),  # type: ignore[arg-type]
         objective_power=power,
     )
+
+
+def _tile_size(properties: Mapping[str, str], level: int) -> tuple[int, int]:
+    sides = [_number(properties.get(f"openslide.level[{level}].tile-{side}")) for side in ("width", "height")]
+    width, height = (int(side) if side and side >= 1 else _SMALL_BLOCK for side in sides)
+    return width, height
 
 
 def _number(text: str | None) -> float | None:

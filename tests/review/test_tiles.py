@@ -156,6 +156,32 @@ def test_what_openslide_cannot_read_is_hatched(tmp_path):
     slide.close()
 
 
+@pytest.mark.parametrize("px", [700, 350, 130])
+def test_around_a_damaged_tile_real_pixels_are_shown(tmp_path, px):
+    """Exactly the one tile that cannot be read is hatched in a region over many, also when that is shrunk."""
+    path = tmp_path / "slide.tif"
+    write_jpeg_tiff(path, [tissue(1100, 1000)], Flavour(tables=True))
+    whole = OpenedSlide(path)
+    before = pixels(whole.region(100, 80, 700, 700, px).jpeg).astype(int)
+    whole.close()
+    corrupt_tiles(path, [(0, 6)])  # at (256, 256)
+    slide = OpenedSlide(path)
+    found = slide.region(100, 80, 700, 700, px)
+    assert found.problem.startswith("parts of it cannot be read")
+    shown, scale = pixels(found.jpeg).astype(int), px / 700
+    damaged = np.zeros((px, px), bool)
+    left, right, top, bottom = (place * scale for place in (156, 412, 176, 432))
+    damaged[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))] = True
+    grown = np.zeros_like(damaged)  # the JPEG of the answer smears by a block
+    grown[max(0, int(top) - 8) : int(bottom) + 10, max(0, int(left) - 8) : int(right) + 10] = True
+    assert np.abs(shown - before)[~grown].mean() < 1.5
+    inside = shown[int(top) + 2 : int(bottom) - 2, int(left) + 2 : int(right) - 2]
+    assert ((inside > 190).all(axis=-1) | (inside < 105).all(axis=-1)).mean() > 0.9
+    made = slide.tile(1, 0, 0)  # of a level that halves
+    assert made.problem and not slide.tile(1, 1, 1).problem
+    slide.close()
+
+
 def test_no_such_tile(synthetic):
     """Refused, on every side."""
     slide = OpenedSlide(synthetic)
