@@ -4,7 +4,7 @@
     name, fields = parse(body, facts, review)                 # BadAct where it makes no sense
     review = apply(review, Row(...))                          # NotAllowed where it may not be done now
 
-A revision is the number of acts. Nothing but the acts decides: the same rows give the same review, wherever and whenever.
+A revision is the number of acts that changed the review. Nothing but the acts decides: the same rows give the same review, wherever and whenever.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from review.outline import OutlineError, area_px, parse_outline
 NEW, IN_REVIEW, SIGNED, REOPENED = "new", "in_review", "signed", "reopened"
 VERDICTS = ("accepted", "rejected", "unsure")
 ACTS = ("open", "settings", "verdict", "comment", "draw", "erase", "undo", "sign", "reopen")
+# Who has seen a label is noted with the acts, and changes no review: no request can make it, only the showing of one.
+LABEL = "label"
 TEXT_CHARACTERS = 2000
 ID_CHARACTERS = 64
 FINDINGS_MOST = 5000
@@ -182,6 +184,8 @@ def replay(rows: Iterable[Row]) -> Review:
 def apply(review: Review, row: Row) -> Review:
     """The review after one more act. NotAllowed where this act cannot follow; KeyError, TypeError, ValueError for fields
     that `parse` would not have made."""
+    if row.act == LABEL:
+        return review
     if review.state == SIGNED and row.act != "reopen":
         raise NotAllowed("signed", "the review is signed; reopen it, with a reason, to change it")
     done = _HANDLERS[row.act](review, row)

@@ -29,7 +29,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from review import heat, openapi, slide_pool
+from review import heat, labels, openapi, slide_pool
 from review.entry import Entry
 from review.errors import Refused
 from review.facts import Facts
@@ -68,13 +68,15 @@ class Json(JSONResponse):
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What the routes need. `figures`: for the operations page; may block."""
+    """What the routes need. `figures`: for the operations page; may block. `labels`: the role from which on label and macro
+    images are shown."""
 
     reading: Reading
     guard: Guard
     log: Reviews
     live: Live
     figures: Callable[[], Mapping[str, Any]]
+    labels: str = labels.NOBODY
     threads: int = max(2, min(8, os.cpu_count() or 2))
 
 
@@ -160,6 +162,7 @@ def routes(page: Page) -> list[BaseRoute]:
         Route("/api/slides/{key}/heat", answering(show.heat, touch=False)),
         Route("/api/slides/{key}/patch", answering(show.patch)),
         Route("/api/slides/{key}/regions", answering(show.regions, touch=False)),
+        *labels.routes(page.labels, page.guard, page.log, page.reading),
         *changing_routes(page.guard, page.log, page.reading, page.live.reviewed),
     ]
 
@@ -206,9 +209,15 @@ class Show:
             {
                 **self._reading.detail(entry.key),
                 "review": document,
+                "labels": self._labels(identity, facts),
                 "others": others(self._page.live.all_present(), entry.key, identity.user),
             }
         )
+
+    def _labels(self, identity: Identity, facts: Facts) -> list[str]:
+        """Which label and macro images whoever asks may see; none is read for that."""
+        may = bool(facts.path) and labels.may_see(self._page.labels, identity)
+        return list(labels.available(facts.path)) if may else []
 
     def tile(self, request: Request, identity: Identity) -> Response:
         entry = self.entry(request.path_params["key"], fresh=False)

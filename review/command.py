@@ -60,6 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of users that the proxy names and the file does not",
     )
     parser.add_argument(
+        "--labels",
+        choices=("nobody", "admin", "reviewer", "viewer"),
+        default="nobody",
+        help="who may see label and macro images, which can name the patient: this role and those above it "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
         "--insecure",
         action="store_true",
         help="listen on other addresses also without users or TLS: others can read all",
@@ -118,6 +125,7 @@ def _serve(args: argparse.Namespace) -> int:
         ReviewLog(args.results / NAME),
         Live(catalogue),
         lambda: operations(catalogue),
+        args.labels,
     )
     app = application(page, names(serving.host, serving.names), serving.tls)
     print(f"{args.results} is served at {serving.address(listening)}", file=sys.stderr, flush=True)

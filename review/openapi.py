@@ -79,7 +79,7 @@ SCHEMAS: dict[str, Any] = {
             "grid": {"type": ["object", "null"]},
             "defaults": {"type": "object"},
             "review": _ref("Review"),
-            "label_available": _FLAG,
+            "labels": _list({"enum": ["label", "macro"]}),
         }
     ),
     "Patch": _object(
@@ -264,6 +264,15 @@ def paths() -> dict[str, Any]:
         f"{slide}/review": {"get": _operation("Its review", _json(_ref("Review")), [_KEY])},
         f"{slide}/acts": {
             "post": _operation("Act on it", _json(_ref("Review")), [_KEY, _CSRF], _ref("Act"), _changing())
+        },
+        f"{slide}/labels": {
+            "post": _operation(
+                "Its label or macro image, for those who may see them; noted in its log",
+                _file("image/jpeg"),
+                [_KEY, _CSRF],
+                _object({"image": {"enum": ["label", "macro"]}}),
+                _changing(),
+            )
         },
         f"{slide}/log": {"get": _operation("Its audit log", _json(_ref("Log")), [_KEY])},
         f"{slide}/export/{{form}}": {

@@ -139,8 +139,6 @@ class Reading:
             "engine": summary.get("engine"),
             "grid": grid(entry),
             "defaults": {"class": entry.heatmap_class, "threshold": THRESHOLD, "min_um2": MIN_UM2},
-            # No route shows them.
-            "label_available": False,
         }
 
     def identity(self, entry: Entry) -> dict[str, Any]:

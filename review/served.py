@@ -67,7 +67,7 @@ def serve(run: RunDir, settings: dict[str, Any]) -> int:
     )
     reviews = LibraryLog(library, [Place(Path(route["out"]), route["require_mount"]) for route in settings["routes"]])
     figures = ServiceFigures(Sampler(ledger, asker(run), settings["version"], detect().cores), library)
-    page = Page(Reading(library, SlidePool()), guard, reviews, Live(library), figures)
+    page = Page(Reading(library, SlidePool()), guard, reviews, Live(library), figures, settings["review"]["labels"])
     app = application(page, names(serving.host, serving.names), serving.tls)
     address = serving.address(listening)
     _publish(run, address)

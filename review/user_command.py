@@ -24,7 +24,7 @@ changes at once: who is removed or gets a new password is signed out.
 roles:
   viewer    sees slides, results and reviews
   reviewer  judges, comments, draws, signs
-  admin     may do all that a reviewer may (labels and macro images are shown to nobody)
+  admin     may do all that a reviewer may; label and macro images can be kept for this role (review --labels admin)
 """
 
 

@@ -60,6 +60,7 @@ def serve(
     guard: Guard | None = None,
     beside: Callable[[], dict] | None = None,
     poll_s: float = 0.1,
+    labels: str = "nobody",
 ) -> Iterator[Served]:
     """On a free port of loopback. The log of reviews lies apart, so that results can be shared between tests."""
     catalogue = Catalogue(results, [slides] if slides else None, beside)
@@ -70,6 +71,7 @@ def serve(
         log,
         Live(catalogue, poll_s=poll_s),
         lambda: operations(catalogue),
+        labels,
     )
     app = application(page, ["127.0.0.1"])
     config = uvicorn.Config(

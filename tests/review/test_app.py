@@ -100,7 +100,7 @@ def test_a_slide_with_all_that_the_viewer_needs(served, results):
     assert slide["grid"] == {name: summary["reading"][name] for name in slide["grid"]}
     assert slide["model"] == summary["model"] and slide["engine"]["engine"] == "onnx"
     assert slide["classes"] == ["normal", "tumour"] and slide["heatmap_class"] == "tumour"
-    assert slide["review"]["state"] == "new" and slide["problem"] is None and slide["label_available"] is False
+    assert slide["review"]["state"] == "new" and slide["problem"] is None and slide["labels"] == []
 
 
 def test_a_slide_that_cannot_be_opened_says_so(served):

@@ -68,6 +68,10 @@ export const patch = (key, column, row, signal) => json(`${slide(key)}/patch${qu
 export const regions = (key, values, signal) => json(`${slide(key)}/regions${query(values)}`, { signal });
 export const review = (key) => json(`${slide(key)}/review`);
 export const act = (key, revision, name, fields = {}) => change("POST", `${slide(key)}/acts`, { revision, act: name, ...fields });
+export async function label(key, image) {
+  const headers = { "Content-Type": "application/json", "X-CSRF": csrf };
+  return (await ask(`${slide(key)}/labels`, { method: "POST", headers, body: JSON.stringify({ image }) })).blob();
+}
 export const log = (key) => json(`${slide(key)}/log`);
 export const heat = async (key, from) => (await ask(`${slide(key)}/heat${query({ from })}`)).arrayBuffer();
 

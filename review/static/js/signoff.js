@@ -152,6 +152,7 @@ export class SignOff {
       fields.class && `${fields.class} ≥ ${number(fields.threshold, 2)}`,
       fields.statement && `“${fields.statement}”`,
       fields.reason && `“${fields.reason}”`,
+      fields.image && t(`label.${fields.image}`),
     ].filter(Boolean).join(" · ");
   }
 

@@ -1,8 +1,10 @@
 // What slide this is, in what state, and who else has it open.
 
-import { element, replace } from "./dom.js";
+import * as api from "./api.js";
+import { dialog, element, replace } from "./dom.js";
 import { NONE, fullTime, number, reasonText, stateText } from "./format.js";
 import { t } from "./i18n.js";
+import { noticeError } from "./notices.js";
 import { share } from "./readout.js";
 
 function named(value) {
@@ -41,9 +43,28 @@ export class SlideInfo {
       "details",
       { open: this.open, ontoggle: (event) => (this.open = event.target.open) },
       element("summary", {}, t("facts.title")),
+      slide.labels?.length
+        ? element("p", { class: "buttons" }, slide.labels.map((image) => element("button", { type: "button", onclick: () => this.showLabel(slide, image) }, t(`label.${image}`))))
+        : null,
       element("dl", { class: "facts tight" }, facts.map(([name, value]) => element("div", { class: "fact" }, element("dt", {}, t(name)), element("dd", {}, value)))),
     );
     replace(this.body, element("p", {}, words), reasonText(slide.reason) ? element("p", { class: "reason" }, reasonText(slide.reason)) : null, details);
+  }
+
+  /** Only when asked for: it may name the patient, and who has seen it is in the log. */
+  async showLabel(slide, image) {
+    try {
+      const address = URL.createObjectURL(await api.label(slide.key, image));
+      const box = dialog(
+        t(`label.${image}`),
+        element("p", { class: "quiet" }, t("label.noted")),
+        element("img", { class: "label-image", src: address, alt: t("label.alt", { slide: slide.id }) }),
+        element("div", { class: "buttons" }, element("button", { type: "button", onclick: () => box.close() }, t("close"))),
+      );
+      box.addEventListener("close", () => URL.revokeObjectURL(address));
+    } catch (error) {
+      noticeError(error);
+    }
   }
 
   present(names) {

@@ -62,13 +62,26 @@ def test_a_review_by_keyboard_alone(acts_server: Server, fresh: str, sit):
     desk.page.get_by_role("button", name="Log").click()
     desk.page.locator("table.log tbody tr").first.wait_for()
     acts = desk.page.locator("table.log tbody tr td:nth-child(4)").all_inner_texts()
-    assert acts == ["opened", "judged", "judged", "judged", "undid", "commented", "signed"]
+    assert acts == ["judged", "judged", "judged", "undid", "commented", "signed"]
     press("Escape")
     desk.page.get_by_role("button", name="Reopen").click()
     desk.page.locator("dialog[open] textarea").fill("the second region again")
     desk.page.locator("dialog[open]").get_by_role("button", name="Reopen").click()
     desk.page.get_by_text("Reopened: the second region again").wait_for()
     desk.shows_texts()
+
+
+def test_a_glance_is_no_review(acts_server: Server, fresh: str, sit):
+    """A slide is in review when somebody has had it before their eyes for twenty seconds, or acts: not when it is opened."""
+    desk = sit(acts_server.address)
+    desk.page.clock.install()
+    desk.sign_in("rosa")
+    desk.slide(fresh)
+    desk.page.clock.run_for(15_000)
+    assert desk.review(fresh)["state"] == "new"
+    desk.page.clock.run_for(10_000)
+    desk.settled()
+    assert (desk.review(fresh)["state"], desk.review(fresh)["opened"]) == ("in_review", ["rosa"])
 
 
 def test_a_missed_region_is_drawn(acts_server: Server, fresh: str, sit):
