@@ -94,7 +94,7 @@ def _engine(directory: Path, kind: str, batch: int, folder: Path) -> Path:
     else:
         from engines.flavour import load_flavour
 
-        profiles = (Profile(model.patch_px, 1, batch, batch),)
+        profiles = (Profile(model.patch_px, batch, batch, batch),)
         entry = Maker(cache).make(Order(model, "fp16", profiles, BuildOptions(), load_flavour(), gpu))
     trial = Trial(patches, np.load(answers), contexts=3)
     tried = check(entry, trial, gpu, opened)

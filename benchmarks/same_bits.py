@@ -6,11 +6,10 @@
 An engine is opened in three processes, one after the other: the first finds no compiled kernels, the later ones those that it
 left. In each the same patches go through every context: at every row, in batches of other sizes, and with all contexts busy
 at once. All are compared with that context's own first answers, these with those of the first context, and the first context's
-with those of the first process. 0 is the same bits. With `tensorrt` that is done in four ways:
+with those of the first process. 0 is the same bits. With `tensorrt` that is done in two ways:
 
-- rehearsed: as in a run; contexts start from what a first one, thrown away, has compiled
-- unrehearsed: the first context that answers compiles, the later ones find its kernels
-- one size: the same two with an engine that was built for this batch size alone
+- one size: as `slidestream engine build` does, an engine for this batch size alone
+- any size: one that takes every batch up to this size
 
 Patches/s are those of all contexts at work, so that it is seen what a way costs.
 """
@@ -38,8 +37,7 @@ from engines.engine import Context, Engine
 PROCESSES = 3
 ROUNDS = 30  # with all contexts busy at once
 TIMEOUT_S = 120
-REHEARSED, UNREHEARSED = "rehearsed", "unrehearsed"
-ONE_SIZE = "one size, "
+ONE_SIZE, ANY_SIZE = "one size", "any size"
 COLUMNS = ("way", "process", "contexts", "rows", "batches", "load", "processes", "start s", "patches/s")
 
 
@@ -102,10 +100,6 @@ def _open(facts: dict[str, Any]) -> Engine:
         folded = Path(facts["answers"]).with_suffix(".onnx")
         prepare(load_model(Path(facts["model"])), folded)
         return open_engine("onnx", folded, **shape, threads=1)
-    if facts["engine"] == "tensorrt":
-        from engines.tensorrt_engine import open_tensorrt
-
-        return open_tensorrt(Path(facts["plan"]), **shape, unverified=True, rehearse=facts["rehearse"])
     from engines.backend import open_plan
 
     return open_plan(Path(facts["plan"]), **shape, unverified=True)
@@ -134,7 +128,7 @@ def _try(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _make(facts: dict[str, Any]) -> dict[str, Any]:
-    """An engine for one batch size alone; its plan."""
+    """An engine for batches of every size; its plan."""
     from engines.cache import EngineCache
     from engines.cuda import find_gpu
     from engines.flavour import load_flavour
@@ -143,7 +137,7 @@ def _make(facts: dict[str, Any]) -> dict[str, Any]:
     from engines.recipe import BuildOptions, Profile
 
     model, batch = load_model(Path(facts["model"])), facts["batch"]
-    profiles = (Profile(model.patch_px, batch, batch, batch),)
+    profiles = (Profile(model.patch_px, 1, batch, batch),)
     order = Order(model, facts["precision"], profiles, BuildOptions(), load_flavour(), find_gpu())
     return {"plan": str(Maker(EngineCache(Path(facts["engines"]))).make(order).plan.absolute())}
 
@@ -161,11 +155,8 @@ def ways(subject: Ready, facts: dict[str, Any], folder: Path) -> dict[str, dict[
     """Facts of each way by its name."""
     if subject.kind != "tensorrt":
         return {"as in a run": {**facts, "plan": str(subject.plan)}}
-    found = {
-        name: {**facts, "plan": str(subject.plan), "rehearse": name == REHEARSED} for name in (REHEARSED, UNREHEARSED)
-    }
-    fixed = _ask({**facts, "do": "make", "engines": str(folder / f"engines-fixed-{facts['batch']}")})["plan"]
-    return found | {ONE_SIZE + name: {**about, "plan": fixed} for name, about in found.items()}
+    free = _ask({**facts, "do": "make", "engines": str(folder / f"engines-any-{facts['batch']}")})["plan"]
+    return {ONE_SIZE: {**facts, "plan": str(subject.plan)}, ANY_SIZE: {**facts, "plan": free}}
 
 
 def tried(name: str, facts: dict[str, Any], scratch: Path) -> list[dict[str, Any]]:

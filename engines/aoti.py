@@ -148,10 +148,6 @@ class AotiNetwork:
     def execution(self, source: int, target: int, stream: int) -> Execution:
         return _Execution(self, source, target, stream)
 
-    rehearses = False  # its kernels were compiled when it was built
-
-    def rehearsed(self) -> None: ...
-
     def warmed(self) -> None:
         """Removes what the loader unpacked."""
         self._unpacked.cleanup()

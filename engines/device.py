@@ -99,15 +99,6 @@ class Network(Protocol):
         """An execution that reads device memory at `source` and writes at `target`; `stream` is the one it will run on."""
         ...
 
-    @property
-    def rehearses(self) -> bool:
-        """Whether a first execution, which is thrown away, should run all shapes before the first that answers is made."""
-        ...
-
-    def rehearsed(self) -> None:
-        """Called after that: executions made from now on must find all that it compiled, and find it alike."""
-        ...
-
     def warmed(self) -> None:
         """Called once all executions have run all shapes: what was compiled for it may be kept."""
         ...

@@ -7,10 +7,7 @@
 `consumed` asks whether [copied] has fired, `done` whether [finished] has; neither blocks. While one context computes, the
 next copies. A batch is padded to the nearest warmed number of rows, by computing on what earlier batches left in the buffer:
 rows do not see each other, and a shape that was never run before would cost a second of compilation. With the one shape
-that is the default, the largest batch, a context gives a patch the same bits whatever row and batch it comes in.
-
-That all contexts give it the same bits is the network's affair. Where the first one compiles kernels and the later ones find
-them, they may end with different ones: such a network rehearses (engines.device.Network) in a context of its own first.
+that is the default, the largest batch, a patch gets the same bits whatever row, batch and context it comes in.
 """
 
 from __future__ import annotations
@@ -60,7 +57,7 @@ class GpuEngine:
         self._warm_seconds = 0.0
         self._memory: np.ndarray | None = None
         self._contexts: list[GpuContext] = []
-        self._closed = self._rehearsed = False
+        self._closed = False
         self.milliseconds: deque[float] = deque(maxlen=REMEMBERED)
         self.batches = self.rows = 0
         self.first_ms = 0.0
@@ -133,7 +130,6 @@ class GpuEngine:
         self._check_memory(n)
         made: list[GpuContext] = []
         try:
-            self._rehearse()
             for _ in range(n):
                 context = GpuContext(self)
                 self._contexts.append(context)
@@ -148,15 +144,6 @@ class GpuEngine:
         self._ready_at = time.monotonic()
         self._warm_seconds = self._ready_at - started
         return made
-
-    def _rehearse(self) -> None:
-        if self._rehearsed or not self.network.rehearses:
-            return
-        context = GpuContext(self)
-        context.warm()
-        context.close()
-        self.network.rehearsed()
-        self._rehearsed = True
 
     def _check_memory(self, n: int) -> None:
         each, free = self._context_bytes(), self.device.free_bytes()

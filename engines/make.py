@@ -169,9 +169,11 @@ class Maker:
 
     def _say_sizes(self, order: Order) -> None:
         for profile in order.profiles:
+            one = profile.minimum == profile.maximum
+            sizes = f"{profile.minimum} to {profile.maximum}, best at {profile.optimum}"
             self.tell(
-                f"profile {profile.patch_px} px: batches of {profile.minimum} to {profile.maximum}, best at "
-                f"{profile.optimum}; {batch_bytes(profile, len(order.model.classes)) / 2**20:.0f} MiB of input and output "
+                f"profile {profile.patch_px} px: batches of {profile.maximum if one else sizes}; "
+                f"{batch_bytes(profile, len(order.model.classes)) / 2**20:.0f} MiB of input and output "
                 "for each context, beside what the network takes"
             )
 

@@ -2,10 +2,6 @@
 
 Every (context, shape) is run before it is used: TensorRT for RTX compiles its kernels on the first run of a shape. What was
 compiled is kept beside the plan, so that a process that replaces a dead one starts in a fraction of the time.
-
-With its 1.4 on an H100 the first context of a process gave other last bits than the later ones, which had found its kernels.
-So a first one is run and thrown away, and those that answer all start from what it left, read back from bytes as in the next
-process.
 """
 
 from __future__ import annotations
@@ -39,11 +35,10 @@ def open_tensorrt(
     cuda_graphs: bool = False,
     device: int = 0,
     unverified: bool = False,
-    rehearse: bool = True,
 ) -> GpuEngine:
     """Opens a plan of engines.cache on GPU `device` (counted among the visible ones).
 
-    Batches smaller than its profile's minimum are padded to that. `rehearse` False is for benchmarks: see above.
+    Batches smaller than its profile's minimum are padded to that.
     `unverified` is for verification itself: else an engine that was not found right on this kind of GPU is refused.
     Raises EngineError, before anything is loaded where that is possible: no TensorRT or GPU, an engine of something
     else (naming both values), a damaged file, one that was not verified.
@@ -56,7 +51,7 @@ def open_tensorrt(
     cuda = Cuda(device)
     check_loadable(entry, entry.identity, flavour, cuda.gpu, unverified)
     profile = _profile(entry, entry.identity, classes, patch_px, max_batch)
-    network = TensorRTNetwork(entry, entry.identity, flavour, cuda.gpu, profile, cuda_graphs, rehearse=rehearse)
+    network = TensorRTNetwork(entry, entry.identity, flavour, cuda.gpu, profile, cuda_graphs)
     minimum = entry.identity.profiles[profile]["minimum"]
     return GpuEngine(
         "tensorrt",
@@ -97,8 +92,6 @@ class TensorRTNetwork:
         gpu: Gpu,
         profile: int,
         cuda_graphs: bool,
-        *,
-        rehearse: bool,
     ) -> None:
         self._entry, self._identity, self._flavour, self._profile = entry, identity, flavour, profile
         self._kernels_file = entry.kernels(gpu)
@@ -115,7 +108,6 @@ class TensorRTNetwork:
         self._known_kernels = b""
         self._cuda_graphs = cuda_graphs
         self._config = self._runtime_config(self._read_kernels())
-        self.rehearses = rehearse and self._kernels is not None
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -142,23 +134,11 @@ class TensorRTNetwork:
         side = self._identity.profiles[self._profile]["patch_px"]
         return _Execution(context, source, target, (side, side, 3), self)
 
-    def rehearsed(self) -> None:
-        """Keeps what was compiled, and starts anew from it."""
-        if data := self._compiled():
-            self._keep(data)
-            self._config = self._runtime_config(data)
-
     def warmed(self) -> None:
         """Keeps the kernels that were compiled, where there are new ones."""
-        if data := self._compiled():
-            self._keep(data)
-
-    def _compiled(self) -> bytes:
         host = self._kernels.serialize() if self._kernels is not None else None
-        return bytes(memoryview(host)) if host is not None else b""
-
-    def _keep(self, data: bytes) -> None:
-        if data == self._known_kernels:
+        data = bytes(memoryview(host)) if host is not None else b""
+        if not data or data == self._known_kernels:
             return
         try:
             with locked(self._kernels_file):
@@ -188,9 +168,10 @@ class TensorRTNetwork:
         trt, config = self._flavour.trt, self._engine.create_runtime_config()
         if hasattr(config, "dynamic_shapes_kernel_specialization_strategy"):
             # The default compiles in the background while a slower kernel runs: batches would change their speed, and
-            # their last bits, in the middle of a run.
-            eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-            config.dynamic_shapes_kernel_specialization_strategy = eager
+            # their last bits, in the middle of a run. Compiled at once, the first context of a process gave other last
+            # bits than the later ones, and no more patches/s than with the kernels that fit every shape (1.4, H100).
+            none = trt.DynamicShapesKernelSpecializationStrategy.NONE
+            config.dynamic_shapes_kernel_specialization_strategy = none
         if self._cuda_graphs and hasattr(config, "cuda_graph_strategy"):
             config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         if self._flavour.runtime_cache:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.engine_trial import TrialMaker
 
 EXIT_CANCELED = 75
-_BATCHES = (1, 64, 128)
+_BATCH = (64, 64, 64)
 # Options that only one backend has, by their names in `args`: given for another one they are a mistake, not a wish.
 _OF_TENSORRT = ("flavour", "level", "timing_iterations", "aux_streams", "workspace", "tf32")
 _OF_AOTI = ("autotune",)
@@ -47,8 +47,9 @@ def add_parser(verbs: Any) -> None:
         "--patch", type=_numbers, metavar="PX,...", help="patch sizes, each a profile (default: the model's)"
     )
     build.add_argument(
-        "--batch", type=_batch, default=_BATCHES, metavar="MIN/OPT/MAX",
-        help="batches it takes (default: 1/64/128); aoti is compiled for MAX alone",
+        "--batch", type=_batch, default=_BATCH, metavar="N or MIN/OPT/MAX",
+        help="batches it takes (default: 64, one size, which is fastest: smaller ones are padded); aoti is compiled for "
+        "MAX alone",
     )  # fmt: skip
     build.add_argument(
         "--for", dest="targets", type=_names, default=(), metavar="GPUS",
@@ -311,9 +312,14 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _batch(text: str) -> tuple[int, int, int]:
-    numbers = [int(part) for part in text.split("/")]
+    try:
+        numbers = [int(part) for part in text.split("/")]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1:
+        numbers *= 3
     if len(numbers) != 3:
-        raise argparse.ArgumentTypeError("three numbers: MIN/OPT/MAX")
+        raise argparse.ArgumentTypeError(f"not {text!r}, but one number, or three: MIN/OPT/MAX")
     return numbers[0], numbers[1], numbers[2]
 
 

@@ -128,7 +128,7 @@ def _entry(facts: dict[str, Any], batch: int) -> Any:
     if precision == "int8":
         pixels = np.load(facts["calibration"], mmap_mode="r")
         calibration = Patches(np.asarray(pixels), np.zeros(len(pixels), np.int64), ("benchmark",), 0)
-    profile = Profile(model.patch_px, 1, batch, batch)
+    profile = Profile(model.patch_px, batch, batch, batch)
     order = Order(model, precision, (profile,), BuildOptions(), load_flavour(), gpu, calibration)
     maker = Maker(cache, threads=facts["threads"], tell=_whisper)
     return (maker.make_int8 if precision == "int8" else maker.make)(order), gpu
@@ -187,7 +187,7 @@ def _engine(facts: dict[str, Any]) -> None:
     labels = np.load(facts["labels"]) if facts.get("labels") else None
     memory: Memory | None = None
     verified = False
-    small = 1 if facts["variant"].startswith(AOTI) else min(facts["batches"])  # an aoti package has one batch size
+    small = min(facts["batches"]) if facts["variant"].startswith(ONNX) else 1  # other engines are built for one batch size
     for batch in facts["batches"]:
         try:
             entry, gpu = _entry(facts, batch)

@@ -178,8 +178,7 @@ class FakeNetwork:
         self.poison = poison
         self.refuse = ""
         self.ran: list[tuple[int, int]] = []
-        self.rehearses = self.closed = False
-        self.is_warm = self.is_rehearsed = False
+        self.closed = self.is_warm = False
         self._context_bytes = context_bytes
 
     def describe(self) -> dict[str, Any]:
@@ -190,9 +189,6 @@ class FakeNetwork:
 
     def execution(self, source: int, target: int, stream: int) -> FakeExecution:
         return FakeExecution(self, source, target)
-
-    def rehearsed(self) -> None:
-        self.is_rehearsed = True
 
     def warmed(self) -> None:
         self.is_warm = True

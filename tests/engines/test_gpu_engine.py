@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engines.errors import EngineError
-from engines.gpu_engine import WARM_RUNS, GpuEngine
+from engines.gpu_engine import GpuEngine
 from tests.engines.fake_gpu import FakeDevice, FakeNetwork
 
 SIDE = 8
@@ -125,19 +125,7 @@ def test_every_shape_is_run_before_contexts_are_given_out() -> None:
     network = engine.network
     assert {rows for rows, _ in network.ran} == {1, 2, BATCH}
     assert {stream for _, stream in network.ran} == set(device.queues)
-    assert network.is_warm and not network.is_rehearsed
-
-
-def test_a_network_that_compiles_as_it_runs_rehearses_in_a_context_that_is_thrown_away() -> None:
-    """All shapes, before the first context that answers, once; nothing of it is left on the device."""
-    device = FakeDevice()
-    engine = make(device, shapes=(1,))
-    engine.network.rehearses = True
-    engine.contexts(2)
-    assert engine.network.is_rehearsed and len(device.queues) == 2
-    assert len(engine.network.ran) == 3 * 2 * WARM_RUNS and len(device.blocks) == 2 * 2
-    engine.contexts(1)
-    assert len(engine.network.ran) == 4 * 2 * WARM_RUNS
+    assert network.is_warm
 
 
 @pytest.mark.parametrize(("rows", "padded"), [(1, 1), (2, 2), (3, 4), (4, 4)])

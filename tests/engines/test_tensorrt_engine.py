@@ -38,7 +38,6 @@ class FakeTrt:
     def __init__(self, device: FakeDevice, *, rtx: bool) -> None:
         self.device, self.rtx = device, rtx
         self.loads = self.contexts = True
-        self.made_from: list[Any] = []
         self.log: list[tuple[Any, ...]] = []
         self.module = fake(rtx=rtx)
         world = self
@@ -61,7 +60,7 @@ class FakeTrt:
         self.module.EngineInvalidityDiagnostics = SimpleNamespace(
             __members__={"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2}
         )
-        self.module.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
+        self.module.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(NONE="none")
         self.module.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
 
 
@@ -94,7 +93,6 @@ class FakeEngine:
         return config
 
     def create_execution_context(self, config: Any = None) -> Any:
-        self.world.made_from.append(config)
         return FakeContext(self.world) if self.world.contexts else None
 
 
@@ -180,7 +178,7 @@ def test_a_shape_is_set_only_when_it_changes(tmp_path: Path, world: FakeTrt) -> 
     for rows in (1, 2, BATCH):
         context.submit(noise(rows))
         context.result()
-    assert [entry for entry in world.log if entry[0] == "shape"] == [("shape", BATCH)] * 2  # one of them in rehearsal
+    assert [entry for entry in world.log if entry[0] == "shape"] == [("shape", BATCH)]
 
 
 @pytest.mark.parametrize(
@@ -253,26 +251,6 @@ def test_compiled_kernels_are_kept_for_the_next_start(tmp_path: Path, world: Fak
     assert world.config.kernels.data == b"kernels" and kernels.stat().st_mtime_ns == before
 
 
-def test_contexts_that_answer_start_from_what_a_first_one_compiled(tmp_path: Path, world: FakeTrt) -> None:
-    """A first context is run and thrown away, once; the others are made from its kernels, read back from bytes."""
-    engine = opened(put(tmp_path))
-    first = world.config
-    assert first.kernels.data == b""
-    engine.contexts(2)
-    assert world.config is not first and world.config.kernels.data == b"kernels"
-    assert world.made_from == [first, world.config, world.config]
-    engine.contexts(1)
-    assert world.made_from == [first, *[world.config] * 3]
-    assert len(world.device.blocks) == 3 * 2  # input and output; those of the first are given back
-
-
-def test_without_a_kernel_cache_nothing_is_rehearsed(tmp_path: Path, monkeypatch) -> None:
-    """TensorRT itself compiles when it builds."""
-    world = install(monkeypatch, rtx=False)
-    opened(put(tmp_path, rtx=False)).contexts(2)
-    assert len(world.made_from) == 2
-
-
 def test_an_engine_for_one_number_of_rows_pads_to_it(tmp_path: Path, world: FakeTrt) -> None:
     """Whatever the batch: one row, or fewer than were asked for."""
     engine = opened(put(tmp_path, profiles=[Profile(SIDE, BATCH, BATCH, BATCH)]), max_batch=2, shapes=(1, 2))
@@ -295,7 +273,7 @@ def test_kernels_of_something_else_are_replaced(tmp_path: Path, world: FakeTrt) 
 def test_kernels_are_compiled_before_the_first_batch(tmp_path: Path, world: FakeTrt) -> None:
     """Not in the background, which would change speed and last bits in mid-run; CUDA graphs only where asked for."""
     opened(put(tmp_path))
-    assert world.config.dynamic_shapes_kernel_specialization_strategy == "eager"
+    assert world.config.dynamic_shapes_kernel_specialization_strategy == "none"
     assert world.config.cuda_graph_strategy == "default"
     opened(put(tmp_path), cuda_graphs=True)
     assert world.config.cuda_graph_strategy == "whole"

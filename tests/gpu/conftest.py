@@ -108,7 +108,7 @@ class Lab:
 
         def make() -> Path:
             said = command(
-                "engine", "build", model, "--backend", backend, "--precision", "fp16", "--batch", f"1/{batch}/{batch}",
+                "engine", "build", model, "--backend", backend, "--precision", "fp16", "--batch", str(batch),
                 "--verify-on", slide, "--patches", "256", "--engines", self.engines, limit_s=NEVER_S,
             )  # fmt: skip
             assert said.returncode == 0, said.stderr
