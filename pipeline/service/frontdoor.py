@@ -29,6 +29,11 @@ class FrontDoor:
         self.words = ""
 
     @property
+    def up(self) -> bool:
+        """Whether there is a process."""
+        return self._child is not None
+
+    @property
     def problem(self) -> str:
         """Why there is no process, as it said itself; empty while there is one."""
         return self.words if self._child is None else ""

@@ -214,7 +214,8 @@ class Service:
         )
         values["bottleneck"], values["patches_per_s"] = said, recent.patches_per_s()
         values["slides"] = {state: dict(by_class) for state, by_class in counts.items()}
-        values["review"] = {"address": review_page.address(self._run), "problem": self._review.problem}
+        where = review_page.address(self._run) if self._review.up else None
+        values["review"] = {"address": where, "problem": self._review.problem}
         return {"lines": lines(values, counts, self.ledger.holds(), recent, said, now), "run": values}
 
     def watch_anew(self) -> None:

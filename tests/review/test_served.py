@@ -149,3 +149,27 @@ def test_a_slide_arrives_is_seen_judged_signed_and_stays_so(service, slide, user
     later = browser(one)
     later.cookie = rosa.cookie
     assert until(lambda: rows(later).get("tumour/first"), "the row")["review"]["state"] == "signed"
+
+
+def test_a_page_that_cannot_be_served_stops_no_pipeline(service, slide, tmp_path):
+    """The operator reads why; results come; with the cause put right and a reload the page is there, with another it is gone."""
+    one = service(review={"enabled": True, "port": 0, "users": str(tmp_path / "missing.json")})
+    drop(slide, one.into / "first.tif")
+    one.start()
+    one.until_state("first", State.COMPLETE)
+    said = until(
+        lambda: (text := one.command("status").stdout) and "review page is not served" in text and text, "the reason"
+    )
+    assert str(tmp_path / "missing.json") in said
+    one.config["service"]["review"] = {"enabled": True, "port": 0}
+    one.write()
+    assert "service.review" in one.command("reload").stdout
+    rosa = browser(one).start()
+    assert rows(rosa)["first"]["state"] == "complete"
+    assert rosa.ask("GET", "/api/session").json["implicit"] is True
+    assert "review page: http://127.0.0.1:" in one.command("status").stdout
+    one.config["service"]["review"] = {"enabled": False}
+    one.write()
+    assert "service.review" in one.command("reload").stdout
+    until(lambda: not [p for p in one.family() if "review.served" in p.cmdline()], "no page")
+    assert "review page" not in one.command("status").stdout
