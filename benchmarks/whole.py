@@ -79,7 +79,7 @@ def once(
     gpu = Utilisation()
     gpu.start()
     try:
-        ran = pipeline_bench.whole(argparse.Namespace(model=subject.model, set=args.set), what, slides, scratch, sets)
+        ran = pipeline_bench.whole(argparse.Namespace(model=[subject.model], set=args.set), what, slides, scratch, sets)
     finally:
         gpu.end()
     log = scratch / "out" / "slidestream.log"
@@ -128,7 +128,7 @@ def measure(args: argparse.Namespace, subject: Ready, folder: Path, keep: Any) -
                     if not args.no_large:
                         runs.append(once(args, subject, "large slides", large, sets, scratch))
                     record = runs[0]["record"]
-                    engine = pipeline_bench.alone(record, folded, args.seconds)
+                    engine = pipeline_bench.alone(record, [folded], args.seconds)
                     nothing = [*sets, *pipeline_bench.nothing(record["configuration"])]
                     readers = once(args, subject, READERS_ALONE, small, nothing, scratch)["patches/s"]
                 except (RuntimeError, OSError, subprocess.SubprocessError, ValueError) as error:

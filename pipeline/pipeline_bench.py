@@ -5,8 +5,11 @@ Measured one after the other, and all of that again for `--rounds`; the median c
 - many slides: `slidestream run` over N slides in a row, from files on disk to results on disk;
 - one slide: the same over a single slide of as many pixels, to see what a change of slides costs;
 - engine alone: a bare loop over one slot, with the engine, workers, contexts and batch that the run had;
+- again: the same command once more, where all results are there already (the first round only);
 - readers alone: the run over N slides again, with an engine that computes nothing;
-- DataLoader: PyTorch's over OpenSlide, with the same network, where PyTorch is installed.
+- DataLoader: PyTorch's over OpenSlide, with the same network, where PyTorch is installed;
+- only NAME: of several models (`--model` more than once) each one's own run over the N slides, to see what one pass for all
+  of them saves. The engine alone is then what they do together, one after the other.
 
 A run's `patches/s` counts from its first result to its last file: processes are up by then, as in a service that runs
 for days. `whole run` counts from the start of its processes to their end. Where the engine computes on the cores that
@@ -24,6 +27,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -67,7 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slides", type=int, default=4, metavar="N", help="slides in a row (default %(default)s)")
     parser.add_argument("--size", default="8000x6000", metavar="WxH", help="of each, in pixels (default %(default)s)")
     parser.add_argument("--tile", type=int, default=256, help="pixels a side of their tiles (default %(default)s)")
-    parser.add_argument("--model", type=Path, metavar="DIR", help="model directory (default: the demonstration model)")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="model directory (default: the demonstration model); several times: all run in one pass over a slide",
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for slidestream run")
     parser.add_argument("--rounds", type=int, default=1, help="of which the median counts (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of the engine alone (default %(default)s)")
@@ -90,19 +101,29 @@ def run(args: argparse.Namespace) -> int:
         many, one = make_slides(args, folder)
         runs: list[Ran] = []
         engine: list[float] = []
-        folded = scratch / "folded.onnx"
-        for _ in range(args.rounds):
+        again_s = 0.0
+        models = args.model or [DEMO_MODEL]
+        folded = [scratch / f"folded-{number}.onnx" for number in range(len(models))]
+        for number in range(args.rounds):
             runs.append(whole(args, _MANY, many, scratch))
+            record = runs[0].record
+            if number == 0:
+                again_s = again(args, many, scratch)
+                for model, path in zip(models, folded, strict=True):
+                    prepare_model(model, path)
             if not args.no_one:
                 runs.append(whole(args, _ONE, [one], scratch))
-            record = runs[0].record
-            if not folded.exists():
-                prepare_model(args.model or DEMO_MODEL, folded)
+            if len(models) > 1:
+                for model, about in zip(models, described(record), strict=True):
+                    only = argparse.Namespace(**{**vars(args), "model": [model]})
+                    runs.append(whole(only, _only(about), many, scratch))
             engine.append(alone(record, folded, args.seconds))
             runs.append(whole(args, READERS_ALONE, many, scratch, nothing(record["configuration"])))
-        facts = loader_facts(runs[0].record, many[0], args.model or DEMO_MODEL, folded)
-        loader = {"skipped": "left out"} if args.no_loader else loader_alone(facts)
-    record = summarise(args, runs, engine, loader, before)
+        if args.no_loader or len(models) > 1:
+            loader = {"skipped": "left out" if args.no_loader else "measured with one model only"}
+        else:
+            loader = loader_alone(loader_facts(runs[0].record, many[0], models[0], folded[0]))
+    record = summarise(args, runs, engine, loader, before, again_s)
     print(json.dumps(record, indent=2) if args.json else text(record))
     return 0
 
@@ -136,13 +157,27 @@ def make_slides(args: argparse.Namespace, folder: Path) -> tuple[list[Path], Pat
     return many, one
 
 
-def alone(record: dict[str, Any], folded: Path, seconds: float) -> float:
-    """The engine alone, as the run of this run.json had it: on the same GPUs, by the same engines."""
+def alone(record: dict[str, Any], folded: Sequence[Path], seconds: float) -> float:
+    """The engine alone, as the run of this run.json had it: on the same GPUs, by the same engines. Of several models, whose
+    folded models are given in their order, what all do together, one after the other."""
     folder = record["configuration"]["inference"].get("engines")
     gpus = record.get("gpus", [])
-    plans = [EngineCache(Path(folder).expanduser() if folder else None).folder / gpu["engine"] for gpu in gpus]
+    cache = EngineCache(Path(folder).expanduser() if folder else None).folder
     visible = [{"CUDA_VISIBLE_DEVICES": gpu["uuid"]} if gpu.get("uuid") else {} for gpu in gpus]
-    return engine_alone(record["configuration"], record["model"], folded, seconds, plans, visible)
+    took = 0.0
+    for number, (model, path) in enumerate(zip(described(record), folded, strict=True)):
+        plans = [cache / (gpu["engines"][number] if "engines" in gpu else gpu["engine"]) for gpu in gpus]
+        took += 1 / engine_alone(record["configuration"], model, path, seconds, plans, visible)
+    return 1 / took
+
+
+def described(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The models of a run.json, which names one or lists several."""
+    return record["models"] if "models" in record else [record["model"]]
+
+
+def _only(model: dict[str, Any]) -> str:
+    return f"only {model['name']}"
 
 
 def nothing(configuration: dict[str, Any]) -> list[str]:
@@ -162,17 +197,9 @@ def whole(args: argparse.Namespace, what: str, slides: list[Path], scratch: Path
     """One `slidestream run`."""
     out = scratch / "out"
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "pipeline.cli", "run", *map(str, slides), "--out", str(out), "--no-progress"]
-    command += ["--model", str(args.model or DEMO_MODEL)]
-    command += [word for text in (*args.set, *(sets or ())) for word in ("--set", text)]
     before = os.times()
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
-    )
+    _call(args, what, slides, out, sets or ())
     after = os.times()
-    if done.returncode:
-        last = "\n".join(done.stdout.splitlines()[-8:])
-        raise RuntimeError(f"{what}: slidestream run ended with code {done.returncode}:\n{last}")
     record = json.loads((out / "run.json").read_text())
     began, finished = times(out / "slidestream.log")
     first = record["first_result_s"] or 0.0
@@ -190,6 +217,30 @@ def whole(args: argparse.Namespace, what: str, slides: list[Path], scratch: Path
         bottleneck=record["bottleneck"],
         record=record,
     )
+
+
+def again(args: argparse.Namespace, slides: list[Path], scratch: Path) -> float:
+    """Seconds of the same command once more after `whole`, which has nothing left to do. RuntimeError where it had."""
+    began = time.perf_counter()
+    _call(args, "again", slides, scratch / "out", ())
+    took = time.perf_counter() - began
+    skipped = json.loads((scratch / "out" / "run.json").read_text())["slides"]["skipped"]
+    if skipped != len(slides):
+        raise RuntimeError(f"again: {len(slides) - skipped} of {len(slides)} slides were not found complete")
+    return took
+
+
+def _call(args: argparse.Namespace, what: str, slides: list[Path], out: Path, sets: Sequence[str]) -> None:
+    """`slidestream run` to its end. RuntimeError with its last lines where it fails."""
+    command = [sys.executable, "-m", "pipeline.cli", "run", *map(str, slides), "--out", str(out), "--no-progress"]
+    command += [word for model in args.model or [DEMO_MODEL] for word in ("--model", str(model))]
+    command += [word for text in (*args.set, *sets) for word in ("--set", text)]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
+    )
+    if done.returncode:
+        last = "\n".join(done.stdout.splitlines()[-8:])
+        raise RuntimeError(f"{what}: slidestream run ended with code {done.returncode}:\n{last}")
 
 
 def times(log: Path) -> tuple[float, float]:
@@ -223,7 +274,8 @@ def loader_facts(
 
     source = open_source(slide, None, "openslide")
     try:
-        grid = geometry(source.info, record["model"]["patch_px"], record["model"]["spacing"])
+        seen = described(record)[0]
+        grid = geometry(source.info, seen["patch_px"], seen["spacing"])
         everything = plan(np.ones((64, 64), bool), source.info, grid, 0.999)
     finally:
         source.close()
@@ -244,7 +296,12 @@ def loader_facts(
 
 
 def summarise(
-    args: argparse.Namespace, runs: list[Ran], engine: list[float], loader: dict[str, Any], load: float
+    args: argparse.Namespace,
+    runs: list[Ran],
+    engine: list[float],
+    loader: dict[str, Any],
+    load: float,
+    again_s: float,
 ) -> dict[str, Any]:
     """All figures: medians over the rounds, and the ratios that count."""
 
@@ -256,8 +313,11 @@ def summarise(
     per_s["engine alone"] = statistics.median(engine)
     per_s["DataLoader"] = loader.get("patches_per_s")
     record = runs[0].record
+    models = described(record)
+    each = {_only(model): median(_only(model), "per_s") for model in models} if len(models) > 1 else {}
+    per_s |= each
     configuration = record["configuration"]
-    on_cores = record["engine"].get("provider") == "CPUExecutionProvider"
+    on_cores = record["engine"].get("provider") == "CPUExecutionProvider"  # of several models: of all of them
     limit = min(per_s["engine alone"], per_s[READERS_ALONE])
     shared = 1 / (1 / per_s["engine alone"] + 1 / per_s[READERS_ALONE]) if on_cores else None
     rounds = []
@@ -269,7 +329,7 @@ def summarise(
         "cores": detect().cores,
         "memory_mib": detect().memory_bytes // MIB,
         "load_before": round(load, 2),
-        "model": record["model"]["name"],
+        "model": " + ".join(model["name"] for model in models),
         "engine": record["engine"],
         "slides": args.slides,
         "size": args.size,
@@ -277,6 +337,7 @@ def summarise(
         "inference": {key: configuration["inference"][key] for key in ("workers", "threads", "contexts")},
         "batch": configuration["batcher"]["batch"],
         "runs": rounds,
+        "again_s": again_s,
         "loader": loader,
         "patches_per_s": per_s,
         "shared_limit": shared,
@@ -286,6 +347,8 @@ def summarise(
             "many slides to the readers alone": per_s[_MANY] / per_s[READERS_ALONE],
             "many slides to the shared limit": per_s[_MANY] / shared if shared else None,
             "many slides to one": per_s[_MANY] / per_s[_ONE] if per_s[_ONE] else None,
+            # What the runs of each model take one after the other, over what one pass for all of them takes.
+            "one pass to a run for each model": per_s[_MANY] * sum(1 / own for own in each.values()) if each else None,
             "many slides to the DataLoader": per_s[_MANY] / per_s["DataLoader"] if per_s["DataLoader"] else None,
         },
         "bottleneck": _bottleneck(per_s[_MANY], limit, shared, per_s),
@@ -314,29 +377,31 @@ def text(record: dict[str, Any]) -> str:
     engine, inference = record["engine"], record["inference"]
     head = ("patches", 9), ("patches/s", 11), ("whole run", 11), ("first s", 9), ("CPU ms each", 13)
     head = *head, ("engine needs", 14), ("holds work", 12)
+    wide = max(16, *(len(ran["what"]) + 1 for ran in record["runs"]))
     lines = [
         f"{record['slides']} slides of {record['size']} pixels, model {record['model']}",
         f"{record['cores']} cores, load {record['load_before']:g} before the start; {record['readers']} readers",
         f"engine {engine.get('engine')} {engine.get('precision')}: {inference['workers']} workers of {inference['threads']} "
         + f"threads and {inference['contexts']} contexts, batch {record['batch']}",
         "",
-        f"{'':16}" + "".join(f"{name:>{width}}" for name, width in head),
+        f"{'':{wide}}" + "".join(f"{name:>{width}}" for name, width in head),
     ]
     alone = record["patches_per_s"]["engine alone"]
     for ran in record["runs"]:
-        needs = "-" if ran["what"] == READERS_ALONE else f"{ran['per_s'] / alone:.0%}"
+        needs = "-" if ran["what"] not in (_MANY, _ONE) else f"{ran['per_s'] / alone:.0%}"
         lines.append(
-            f"{ran['what']:16}{ran['patches']:>9,}{ran['per_s']:>11,.0f}{ran['patches'] / ran['whole_s']:>11,.0f}"
+            f"{ran['what']:{wide}}{ran['patches']:>9,}{ran['per_s']:>11,.0f}{ran['patches'] / ran['whole_s']:>11,.0f}"
             f"{ran['first_result_s']:>9.2f}{ran['cpu_ms_per_patch']:>13.2f}{needs:>14}{ran['holding']:>12.0%}"
         )
-    lines.append(f"{'engine alone':16}{'':9}{alone:>11,.0f}")
+    lines.append(f"{'engine alone':{wide}}{'':9}{alone:>11,.0f}")
     loader = record["loader"]
     if "skipped" in loader:
-        lines.append(f"{'DataLoader':16}{'':9}{'-':>11}  {loader['skipped']}")
+        lines.append(f"{'DataLoader':{wide}}{'':9}{'-':>11}  {loader['skipped']}")
     else:
         speed = loader["patches_per_s"]
-        lines.append(f"{'DataLoader':16}{loader['patches']:>9,}{speed:>11,.0f}  {loader['network']}")
-    lines += ["", "engine needs: the share of the time that the engine alone would take for these patches", ""]
+        lines.append(f"{'DataLoader':{wide}}{loader['patches']:>9,}{speed:>11,.0f}  {loader['network']}")
+    lines += ["", "engine needs: the share of the time that the engine alone would take for these patches"]
+    lines += [f"again, with all slides complete: {record['again_s']:.2f} s", ""]
     lines += [f"{name}: {ratio:.2f}" for name, ratio in record["ratios"].items() if ratio is not None]
     return "\n".join([*lines, f"bottleneck: {record['bottleneck']}"])
 

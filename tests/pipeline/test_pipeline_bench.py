@@ -10,6 +10,7 @@ import pytest
 
 from pipeline import bench_loader, pipeline_bench
 from pipeline.config import ConfigError
+from tests.engines.tiny import tiny_model
 
 
 def arguments(*words: str) -> argparse.Namespace:
@@ -36,7 +37,44 @@ def test_whole_system_and_parts(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert record["engine"]["engine"] == "onnx" and record["readers"] == 1
     assert record["patches_per_s"]["engine alone"] > 0 and record["loader"] == {"skipped": "left out"}
     assert record["bottleneck"].startswith("the cores") and record["shared_limit"] > 0
+    assert 0 < record["again_s"] < record["runs"][0]["whole_s"]
     assert "many slides" in pipeline_bench.text(record)
+
+
+def test_several_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--model` twice: one pass for both, a run for each, and what the pass saves; nobody's engine is left out."""
+    models = [tiny_model(tmp_path / name) for name in ("first", "second")]
+    options = ("--slides", "1", "--size", "1200x900", "--seconds", "0.2", "--no-one", "--json")
+    sets = ("--set", "reader.workers=1", "--set", "inference.workers=1", "--set", "results.formats=[csv]")
+    named = (word for model in models for word in ("--model", str(model)))
+    assert pipeline_bench.run(arguments(*options, *sets, *named, "--folder", str(tmp_path))) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["model"] == "first + second"
+    ran = {ran["what"]: ran["patches"] for ran in record["runs"]}
+    assert list(ran) == ["many slides", "only first", "only second", "readers alone"] and len(set(ran.values())) == 1
+    speeds = record["patches_per_s"]
+    expected = speeds["many slides"] * (1 / speeds["only first"] + 1 / speeds["only second"])
+    assert record["ratios"]["one pass to a run for each model"] == pytest.approx(expected)
+    assert record["bottleneck"].startswith("the cores") and "one model" in record["loader"]["skipped"]
+    assert "only second" in pipeline_bench.text(record)
+
+
+def test_engine_alone_of_several_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every patch goes through all of them, each by its own engine of the same GPU."""
+    asked = []
+
+    def engine_alone(configuration, model, folded, seconds, plans, visible):
+        asked.append((model["name"], folded.name, [plan.name for plan in plans]))
+        return {"first": 300.0, "second": 600.0}[model["name"]]
+
+    monkeypatch.setattr(pipeline_bench, "engine_alone", engine_alone)
+    record = {
+        "configuration": {"inference": {"engines": "/engines"}},
+        "models": [{"name": "first"}, {"name": "second"}],
+        "gpus": [{"engines": ["a.engine", "b.engine"], "uuid": "GPU-1"}],
+    }
+    assert pipeline_bench.alone(record, [Path("1.onnx"), Path("2.onnx")], 1.0) == pytest.approx(200.0)
+    assert asked == [("first", "1.onnx", ["a.engine"]), ("second", "2.onnx", ["b.engine"])]
 
 
 def test_nonsense_is_refused(tmp_path: Path) -> None:
