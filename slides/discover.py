@@ -35,7 +35,8 @@ def discover(inputs: Iterable[str | os.PathLike[str]], skip: Collection[Path] = 
     Folders are searched through all levels for EXTENSIONS, but for hidden names and the folders in `skip` (such as the
     output); links are followed, each folder entered once. A file given by name is taken whatever its extension. Of a
     DICOM series, the files of one series in one folder, the first stands for all; a MIRAX slide is its .mrxs file. A
-    file met twice is taken once.
+    file with several names (links, hard links) is one slide, under the first of them, and a notice for each other name
+    says where its results are; a copy is a slide of its own.
 
     An id is the path below the input folder (of a file given by name, its name) without the extension. Where ids of
     several inputs would be equal, all start at the inputs' common folder; where that does not suffice, the extension
@@ -65,12 +66,16 @@ def discover(inputs: Iterable[str | os.PathLike[str]], skip: Collection[Path] = 
         walk.search(folder)
         if len(walk.files) == before:
             notices.append(f"{one_line(folder)}: no slides found")
-    paths = _once(_series(sorted({*files, *walk.files})), notices)
+    paths, others = _once(_series(sorted({*files, *walk.files})))
     names = [os.path.relpath(path, _base(path, bases)) for path in paths]
     if len(set(names)) < len(names):
         common = os.path.commonpath(bases)
         names = [os.path.relpath(path, common) for path in paths]
     ids = _ids(names)
+    for other, first in others:
+        notices.append(
+            f"{one_line(other)}: is the same file as {one_line(paths[first])}; its results are those of {one_line(ids[first])}"
+        )
     return [Found(name, _sendable(path, notices)) for name, path in zip(ids, paths, strict=True)], notices
 
 
@@ -183,16 +188,18 @@ def _series(paths: list[str]) -> Iterator[str]:
         yield path
 
 
-def _once(paths: Iterable[str], notices: list[str]) -> list[str]:
-    first: dict[tuple[int, int], str] = {}
-    kept = []
+def _once(paths: Iterable[str]) -> tuple[list[str], list[tuple[str, int]]]:
+    """The first name of each file; and every other name, with the place of that first one."""
+    first: dict[tuple[int, int], int] = {}
+    kept: list[str] = []
+    others: list[tuple[str, int]] = []
     for path in paths:
         identity = _identity(path)
-        if identity is not None and (other := first.setdefault(identity, path)) != path:
-            notices.append(f"{one_line(path)}: is the same file as {one_line(other)}, taken once")
+        if identity is not None and (place := first.setdefault(identity, len(kept))) < len(kept):
+            others.append((path, place))
         else:
             kept.append(path)
-    return kept
+    return kept, others
 
 
 def _ids(paths: list[str]) -> list[str]:

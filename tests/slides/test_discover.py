@@ -103,6 +103,26 @@ def test_the_same_file_twice_is_taken_once(tmp_path: Path) -> None:
     assert len(notices) == 2 and all("same file as" in notice and "\n" not in notice for notice in notices)
 
 
+def test_of_a_file_with_two_names_is_told_where_its_results_are(tmp_path: Path) -> None:
+    """Beside other slides, and where the id of the first name is not its file's name."""
+    for name in ("a/one.svs", "a/one.tif", "b/three.svs"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        touch(tmp_path / name)
+    (tmp_path / "b" / "zwei.svs").hardlink_to(tmp_path / "a" / "one.tif")
+    found, notices = discover([tmp_path])
+    assert ids(found) == ["a/one.svs", "a/one.tif", "b/three"]
+    named = f"{tmp_path}/b/zwei.svs: is the same file as {tmp_path}/a/one.tif; its results are those of a/one.tif"
+    assert notices == [named]
+
+
+def test_a_copy_is_a_slide_of_its_own(tmp_path: Path) -> None:
+    """The same bytes in two files have two results, each under its name."""
+    touch(tmp_path / "a.svs")
+    (tmp_path / "b.svs").write_bytes((tmp_path / "a.svs").read_bytes())
+    found, notices = discover([tmp_path])
+    assert ids(found) == ["a", "b"] and not notices
+
+
 def test_link_loops_end(tmp_path: Path) -> None:
     """Each folder is entered once."""
     touch(tmp_path / "in" / "a.svs")
