@@ -62,9 +62,14 @@ def named(arrivals: Iterable[Arrival]) -> dict[Arrival, list[str]]:
 
 
 def unfinished(view: View, arrivals: Iterable[Arrival]) -> list[str]:
-    """Names of slides that came and of which the ledger does not say what became of them."""
-    rest = {slide.name for slide in all_slides(view) if slide.state in END.values()}
-    return [one.name for one, names in named(arrivals).items() if not rest.intersection(names)]
+    """Names of slides of which the ledger does not say what became of them, or not under all names that they came under."""
+    rest = {slide.name: slide for slide in all_slides(view) if slide.state in END.values()}
+    found = []
+    for one, names in named(arrivals).items():
+        done = next((rest[name] for name in names if name in rest), None)
+        if done is None or (len(names) > 1 and len(view.names(done.id)) < len(names)):
+            found.append(one.name)
+    return found
 
 
 END = {

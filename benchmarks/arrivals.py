@@ -64,9 +64,8 @@ def plan(slides: list[Path], seconds: float, broken: float, urgent: float, seed:
         arrivals.append(Arrival(name, how.get(number, GOOD), number in stat, at, source))
     good = [one for one in arrivals if one.how == GOOD]
     for number, one in enumerate(rng.sample(good, min(len(good), max(1, round(0.02 * count))))):
-        arrivals.append(
-            Arrival(f"copies/c{number:03}", AGAIN, False, one.at + rng.uniform(0.1, 0.3) * seconds, one.source)
-        )
+        at = min(seconds, one.at + rng.uniform(0.1, 0.3) * seconds)
+        arrivals.append(Arrival(f"copies/c{number:03}", AGAIN, False, at, one.source))
     return sorted(arrivals, key=lambda one: one.at)
 
 

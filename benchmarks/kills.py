@@ -71,6 +71,7 @@ class Sample:
     own: dict[str, tuple[int, int, int]]
     segments: int
     ledger: int
+    wal: int
     log: int
     temporary: int
     kills: int
@@ -104,10 +105,10 @@ class Vitals:
                 if process.kind in LIVING_LONG:
                     own[process.kind] = (process.pid, seen.private_own, len(held))
         state = self.served.state
-        ledger = sum(size(path) for path in state.glob(f"{LEDGER}*"))
+        ledger, wal = size(state / LEDGER), size(state / f"{LEDGER}-wal")
         log = sum(size(path) for path in state.glob("slidestream.log*"))
         left = sum(entry.name != "notify" for entry in os.scandir(self.served.temporary))
-        return Sample(now, total, own, len(segments), ledger, log, left, kills)
+        return Sample(now, total, own, len(segments), ledger, wal, log, left, kills)
 
 
 def size(path: Path) -> int:
