@@ -162,20 +162,12 @@ def test_broken_slides_are_broken_in_their_way(tmp_path: Path) -> None:
 
 
 def _samples(memory: float, descriptors: float, ledger: int = 0) -> list[Sample]:
-    own = {kind: (1, 100 << 20, 40) for kind in ("serve", "web")}
-    return [
-        Sample(
-            i,
-            0,
-            {**own, "lane": (1, int((100 + memory * i) * (1 << 20)), int(40 + descriptors * i))},
-            1,
-            ledger,
-            0,
-            2,
-            i,
-        )
-        for i in range(40)
-    ]
+    def one(i: int) -> Sample:
+        own = {kind: (1, 100 << 20, 40) for kind in ("serve", "web")}
+        own["lane"] = (1, int((100 + memory * i) * (1 << 20)), int(40 + descriptors * i))
+        return Sample(at=i, pss=0, own=own, segments=1, ledger=ledger, wal=0, log=0, temporary=2, kills=i)
+
+    return [one(i) for i in range(40)]
 
 
 @pytest.mark.parametrize(
