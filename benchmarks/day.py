@@ -1,7 +1,7 @@
 """A day in fast motion: slides come to a real `slidestream serve` while its processes are killed, and all are accounted for.
 
-    python -m benchmarks.day                         200 slides within 150 seconds, a kill every 3 seconds
-    python -m benchmarks.day --slides 50 --seconds 40 --every 2
+    python -m benchmarks.day                         200 slides within 60 seconds, a kill every 2 seconds or so
+    python -m benchmarks.day --slides 50 --seconds 40 --every 3
 
 Slides of mixed sizes come at random with two rushes: 5 % are broken (truncated, rubbish, or with a tile that cannot be read),
 3 % urgent, 3 % are written slowly with pauses longer than the settle time, 2 % come a second time under another name. Killed
@@ -278,7 +278,7 @@ def teller(quiet: bool) -> Callable[[str], None]:
 
 
 def main() -> int:
-    arguments = options("day", __doc__.splitlines()[0], 200, 150.0, 3.0).parse_args()
+    arguments = options("day", __doc__.splitlines()[0], 200, 60.0, 2.0).parse_args()
     machine = table.facts()
     course = Course(arguments.slides, arguments.seconds, arguments.every, arguments.restart_s, seed=arguments.seed)
 

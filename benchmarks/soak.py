@@ -1,7 +1,7 @@
 """The soak: hundreds of slides through one service with kills all the while, and a look at what must not grow.
 
     bin/soak                          500 slides
-    python -m benchmarks.soak --slides 2000 --seconds 1600
+    python -m benchmarks.soak --slides 5000 --seconds 2700
 
 The mechanism, the slides and the audit are those of `benchmarks.day`. Processes that are killed every few seconds cannot show what
 grows in them; so after 60 % of the slides only workers (and trials) are killed, while the service, its lane and the HTTP process
@@ -99,7 +99,7 @@ def show(life: Life) -> tuple[list[Measure], str]:
 
 
 def main() -> int:
-    parser = options("soak", __doc__.splitlines()[0], 500, 420.0, 2.0)
+    parser = options("soak", __doc__.splitlines()[0], 500, 270.0, 1.5)
     arguments = parser.parse_args()
     machine = table.facts()
     course = Course(
