@@ -31,15 +31,14 @@ class Http(Section):
 
 
 class ReviewPage(Section):
-    """The pathologist's page over the results of all routes (docs/review.md); off by default. Same options as `slidestream
-    review`, and the same refusals: other addresses than loopback only with users and TLS."""
+    """The pathologist's page over the results of all routes; the same options and refusals as `slidestream review` has."""
 
     enabled: bool = key(False, "Serve it. Without users or trusted_header everybody on this machine is one reviewer.")
     host: Text = key("127.0.0.1", "Address to listen on.")
     port: int = key(8017, "Port to listen on; 0: any that is free.", ge=0, le=65535)
     users: Text | None = key(None, "File of users with passwords and roles (slidestream user), an absolute path.")
-    certificate: Text | None = key(None, "For TLS: the certificate and its chain, PEM.")
-    certificate_key: Text | None = key(None, "For TLS: the certificate's key, PEM.")
+    certificate: Text | None = key(None, "For TLS: the certificate and its chain, PEM, an absolute path.")
+    certificate_key: Text | None = key(None, "For TLS: the certificate's key, PEM, an absolute path.")
     names: Annotated[tuple[Text, ...], Field(max_length=64)] = key(
         (), "Names under which the page is asked, beside localhost and the address."
     )
@@ -55,6 +54,13 @@ class ReviewPage(Section):
     insecure: bool = key(
         False, "Listen on other addresses also without users or TLS: then others can read all, and sign."
     )
+
+    @field_validator("users", "certificate", "certificate_key")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        if value is not None and not os.path.isabs(value):
+            raise ValueError("must be an absolute path")
+        return value
 
 
 class WebhookTarget(Section):
