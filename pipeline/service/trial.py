@@ -46,7 +46,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    resource.setrlimit(resource.RLIMIT_CPU, (options.cpu_s, options.cpu_s))
+    # First SIGXCPU, which says why; with both limits the same the kernel sends SIGKILL, which says nothing.
+    resource.setrlimit(resource.RLIMIT_CPU, (options.cpu_s, options.cpu_s + 5))
     signal.alarm(2 * options.cpu_s)  # also where nobody is left to end us
     path = os.fsencode(options.path)
     try:

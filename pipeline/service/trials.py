@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engines.python_path import python_path
+from pipeline.children import oom_kills
 from pipeline.service.reasons import Kind
 from slides.errors import one_line
 
@@ -36,6 +37,7 @@ class _Child:
     path: bytes
     process: subprocess.Popen[bytes]
     until: float
+    oom_kills: int
     output: bytearray = field(default_factory=bytearray)
 
 
@@ -63,6 +65,7 @@ class Trials:
             raise ValueError(f"{path!r} is under trial")
         command = [sys.executable, "-m", "pipeline.service.trial", "--cpu-s", str(math.ceil(self._timeout_s))]
         command += [] if self._mpp is None else ["--mpp", repr(self._mpp)]
+        killed_before = oom_kills()
         process = subprocess.Popen(
             [*map(os.fsencode, command), b"--", path],
             stdin=subprocess.DEVNULL,
@@ -72,7 +75,7 @@ class Trials:
             env={**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
         os.set_blocking(process.stdout.fileno(), False)
-        self._children[path] = _Child(path, process, now + self._timeout_s)
+        self._children[path] = _Child(path, process, now + self._timeout_s, killed_before)
 
     def poll(self, now: float) -> list[Outcome]:
         """The trials that have ended since the last call. Ends those that take too long."""
@@ -119,5 +122,8 @@ def _outcome(child: _Child, code: int | None, timeout_s: float) -> Outcome:
         return Outcome(child.path, kind, one_line(said["reason"]), *content)
     if code is None or code in (-signal.SIGALRM, -signal.SIGXCPU):
         return Outcome(child.path, Kind.TIMEOUT, f"could not be opened within {timeout_s:g} s", *content)
+    if code == -signal.SIGKILL and oom_kills() == child.oom_kills:
+        # Neither we nor the kernel's lack of memory: somebody else, for which no slide is to blame.
+        return Outcome(child.path, Kind.READ_ERROR, "what opened it was killed from outside", *content)
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     return Outcome(child.path, Kind.CRASH, f"what opened it came to an end by {how}", *content)

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +13,10 @@ import pytest
 from pipeline.service import trials as module
 from pipeline.service.reasons import Kind
 from pipeline.service.trials import Outcome, Trials
+from tests.end_to_end.runs import ROOT
 from tests.pipeline.service.folders import mirax, tiff
+
+PYTHON = sys.executable  # as `replaced` puts another one in its place
 
 
 def try_one(path: Path | bytes, timeout_s: float = 30.0) -> Outcome:
@@ -69,6 +75,30 @@ def test_a_crash_is_an_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     outcome = try_one(tmp_path / "a.svs")
     assert (outcome.kind, outcome.fingerprint) == (Kind.CRASH, "ff")
     assert "signal 11" in outcome.reason
+
+
+def test_a_kill_from_outside_is_not_the_slides_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash has two tries, this has those of a read error; killed for lack of memory, it is a crash."""
+    replaced(tmp_path, monkeypatch, "kill -KILL $$")
+    outcome = try_one(tmp_path / "a.svs")
+    assert (outcome.kind, outcome.fingerprint) == (Kind.READ_ERROR, "ff")
+    counts = iter((3, 4))
+    monkeypatch.setattr(module, "oom_kills", lambda: next(counts))
+    assert try_one(tmp_path / "a.svs").kind is Kind.CRASH
+
+
+def test_too_much_of_the_processor_is_a_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although the clock on the wall has not come so far: the signal says why."""
+    replaced(tmp_path, monkeypatch, "kill -XCPU $$")
+    assert try_one(tmp_path / "a.svs").kind is Kind.TIMEOUT
+    code = (
+        "import sys, pipeline.service.trial as trial\n"
+        "trial.examine = lambda path, mpp: [None for _ in iter(int, 1)]\n"
+        "sys.exit(trial.main(['--cpu-s', '1', sys.argv[1]]))"
+    )
+    path = tiff(tmp_path / "a.tif")
+    done = subprocess.run([PYTHON, "-c", code, path], cwd=ROOT, capture_output=True, check=False, timeout=60)
+    assert done.returncode == -signal.SIGXCPU, done
 
 
 def test_a_hang_is_an_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
