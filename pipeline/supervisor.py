@@ -278,6 +278,7 @@ class Supervisor:
             if (child := self._children.get(member.name)) is not None:
                 child.process.kill()  # without a sentence: nobody's fault
         for member in joining:
+            self.watch.lost.pop(member.name, None)
             self._start(member)
         self._log.info("scaled", stage=kind, before=before, now=wanted)
         return {"said": f"{kind}: {before} -> {wanted} workers"}

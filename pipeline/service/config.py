@@ -169,6 +169,13 @@ class Service(Section):
         ge=1, le=604800,
     )  # fmt: skip
 
+    low_disk_gb: float | None = key(
+        5.0,
+        "With less free on the disk of a results folder, the service is degraded (an event and an alarm), in GB; null: it "
+        "is told when the disk is full.",
+        ge=0.001, le=1_000_000,
+    )  # fmt: skip
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         paths = [folder.path for folder in self.watch]

@@ -32,6 +32,7 @@ LIVE = (
     "service.trials",
     "service.trial_timeout_s",
     "service.give_up_s",
+    "service.low_disk_gb",
     "service.retention",
     "service.http",
     "service.review",

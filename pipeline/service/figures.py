@@ -31,6 +31,7 @@ class Facts:
     backlog: int
     workable: bool
     held: dict[str, int]
+    troubles: dict[str, int]
     stuck: int
     unsent: dict[str, int]
     last_result: float | None
@@ -60,6 +61,9 @@ class Figures(View):
         held: defaultdict[str, int] = defaultdict(int)
         for hold in self.holds():
             held[hold.kind] += 1
+        troubles: defaultdict[str, int] = defaultdict(int)
+        for trouble in self.troubles().values():
+            troubles[trouble.kind] += 1
         run = self._connection.execute
         last = run("SELECT time FROM steps WHERE new IN ('complete', 'partial') ORDER BY id DESC LIMIT 1").fetchone()
         return Facts(
@@ -73,6 +77,7 @@ class Figures(View):
             backlog=unfinished,
             workable=bool(sum(slides[State.RUNNING].values()) or self.next_due(now)),
             held=dict(held),
+            troubles=dict(troubles),
             stuck=run("SELECT count(*) FROM arrivals WHERE stuck").fetchone()[0],
             unsent=self._unsent(),
             last_result=None if last is None else last["time"],

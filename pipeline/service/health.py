@@ -10,9 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.service.snapshot import Snapshot
+from pipeline.service.troubles import TroubleKind
 from pipeline.status import duration, stage_name
 
 NEEDED = ("reader", "tissue", "batcher", "inference", "aggregator", "writer")
+
+# What is neither a lost worker nor held, which are told by themselves.
+_ONLY_TROUBLES = {
+    TroubleKind.DISK_LOW: "results disks nearly full",
+    TroubleKind.LANE_DOWN: "lanes of routes that do not come up",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,7 @@ def ready(look: Snapshot) -> Verdict:
         reasons.append(f"no process is ready of: {', '.join(missing)}")
     notes = [f"{worker} was given up: {reason}" for worker, reason in look.lost.items()]
     notes += [f"held for {kind}: {count}" for kind, count in look.held.items()]
+    notes += [f"{words}: {look.troubles[kind]}" for kind, words in _ONLY_TROUBLES.items() if kind in look.troubles]
     return _verdict(reasons, notes)
 
 

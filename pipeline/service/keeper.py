@@ -14,6 +14,7 @@ from pipeline.service.records import Slide
 from pipeline.service.retention import free_bytes, remove_journals, remove_results
 
 RESULTS_S = 60.0
+ROOM_S = 15.0
 JOURNALS_S = 3600.0
 AT_ONCE = 100
 DAY_S = 86400.0
@@ -24,13 +25,19 @@ class Keeper:
 
     def __init__(self, ledger: Ledger, errands: Errands) -> None:
         self._ledger, self._errands = ledger, errands
-        self._results_at = self._journals_at = float("-inf")
+        self._results_at = self._journals_at = self._room_at = float("-inf")
+        self.free: dict[str, int] = {}
+        """Bytes on the results disk of each route, as last seen; without those that could never be asked."""
         self._busy: set[str] = set()
         self._lines: list[str] = []
 
     def look(self, service: Service, lanes: Sequence[Lane], now: float, clock: float) -> list[str]:
         """See to what is due; gives lines about what was done since. LedgerError where that cannot be noted."""
         keep = service.retention
+        if clock - self._room_at >= ROOM_S:
+            self._room_at = clock
+            for lane in lanes:
+                self._look_for_room(lane.route.name, Path(lane.route.out))
         if clock - self._results_at >= RESULTS_S:
             self._results_at = clock
             self._ledger.forget_events(now - keep.events_days * DAY_S, now - 2 * keep.events_days * DAY_S)
@@ -45,6 +52,18 @@ class Keeper:
                 self._errands.run(work, partial(self._journals_gone, lane.route.name), self._complain)
         said, self._lines = self._lines, []
         return said
+
+    def _look_for_room(self, route: str, out: Path) -> None:
+        busy = f"room {route}"
+        if busy in self._busy:  # the share hangs
+            return
+        self._busy.add(busy)
+
+        def seen(room: int) -> None:
+            self._busy.discard(busy)
+            self.free[route] = room
+
+        self._errands.run(partial(free_bytes, out), seen, lambda error: self._busy.discard(busy))
 
     def _results(self, lane: Lane, keep: Retention, now: float) -> None:
         route = lane.route

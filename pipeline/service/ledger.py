@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.service import outbox, rows
+from pipeline.service import outbox, rows, troubles
 from pipeline.service.lifecycle import (
     Event,
     NotAllowed,
@@ -33,7 +33,7 @@ from pipeline.service.lifecycle import (
     told,
 )
 from pipeline.service.reasons import HOLD_FOLDER, HOLD_RESULTS, RULES, Kind, decide
-from pipeline.service.records import Delivery, Slide
+from pipeline.service.records import Delivery, Slide, Trouble
 from pipeline.service.store import Writer
 from pipeline.service.view import View, name_key
 
@@ -320,6 +320,14 @@ class Ledger(View):
             )
             outbox.tell_of_intake(run, now, Event.RELEASED, {"key": key, "held_s": round(now - row["since"], 3)})
             return True
+
+    def troubled(self, found: Mapping[str, Trouble], now: float) -> tuple[Collection[Trouble], Collection[Trouble]]:
+        """The troubles that there are, by key; gives those that have begun and those that are over, each told once."""
+        standing = self.troubles()
+        if standing.keys() == found.keys():
+            return (), ()
+        with self._writer.transaction() as run:
+            return troubles.note(run, now, standing, found)
 
     # The operator's hands
 

@@ -52,6 +52,8 @@ class Event(StrEnum):
     STUCK = "arrival.stuck"
     HELD = "intake.held"
     RELEASED = "intake.released"
+    DEGRADED = "service.degraded"
+    RECOVERED = "service.recovered"
 
 
 ALLOWED: dict[State, frozenset[State]] = {

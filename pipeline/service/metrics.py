@@ -105,6 +105,8 @@ def _ledger(look: Snapshot) -> Iterator[Metric]:
         "quantile",
     )
     yield _gauge("held", "Folders and results on which nothing is started, by kind of reason.", _one(look.held), "kind")
+    yield _gauge("degraded", "1 while the service goes on with less than it should have.", bool(look.troubles))
+    yield _gauge("troubles", "Why the service goes on with less, by kind.", _one(look.troubles), "kind")
     yield _gauge("arrivals_stuck", "Slides in watched folders that do not come to an end.", look.stuck)
     yield _gauge("events_unsent", "Events that a receiver has not confirmed.", _one(look.unsent), "sink")
     yield _gauge("last_result_timestamp_seconds", "When a patch was last settled, since 1970.", look.last_result)

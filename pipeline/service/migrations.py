@@ -113,7 +113,16 @@ ALTER TABLE slides ADD COLUMN interruptions INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX slides_by_time ON slides (delivered);
 """
 
-STEPS = (_VERSION_1, _VERSION_2)
+_VERSION_3 = """
+CREATE TABLE troubles (
+    key TEXT PRIMARY KEY,
+    kind TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    since REAL NOT NULL
+) STRICT, WITHOUT ROWID;
+"""
+
+STEPS = (_VERSION_1, _VERSION_2, _VERSION_3)
 VERSION = len(STEPS)
 
 

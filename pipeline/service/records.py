@@ -128,6 +128,16 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why the service goes on with less: "worker:ROUTE/WORKER", "lane:ROUTE", "disk:ROUTE", or the key of a hold."""
+
+    key: str
+    kind: str
+    reason: str
+    since: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Hold:
     """What is not worked on: "results:ROUTE" or "folder:PATH", until `until`, or until released where that is None."""
 

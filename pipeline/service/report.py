@@ -106,6 +106,8 @@ def lines(
         elif page["problem"]:
             found.append(f"review page is not served: {page['problem']}")
     found += [f"{name} was given up: {reason}" for name, reason in values["lost"].items()]
+    # Lanes, workers and what is held have lines of their own.
+    found += [f"DEGRADED: {reason}" for key, reason in values.get("troubles", {}).items() if key.startswith("disk:")]
     found += [hold_line(hold, now) for hold in holds]
     return found
 

@@ -44,6 +44,7 @@ from pipeline.service.nursery import Nursery
 from pipeline.service.recent import Recent
 from pipeline.service.report import lines, run_values, sample
 from pipeline.service.state import LEDGER
+from pipeline.service.troubles import Watchman
 from pipeline.supervisor import STOP_S, Ending
 from pipeline.worker import EXIT_CONFIGURATION, EXIT_INTERRUPTED
 
@@ -83,6 +84,7 @@ class Service:
         self._web = FrontDoor("web", web.command(run), for_web, self._nursery)
         self._review = FrontDoor("review", review_page.command(run), for_review, self._nursery)
         self._keeper = Keeper(self.ledger, self.errands)
+        self._watchman = Watchman()
         self._desk = Desk(self)
         self._control = Control(self._zmq, run.control, self._desk.handlers)
         self.intake = Intake(config.service, self.ledger, config.slides.mpp)
@@ -174,6 +176,18 @@ class Service:
         if not self.draining:
             for line in self._keeper.look(self.config.service, list(self.foreman.lanes.values()), now, clock):
                 self.log.info(line)
+            self._see_troubles(now, clock)
+
+    def _see_troubles(self, now: float, clock: float) -> None:
+        low = (self.config.service.low_disk_gb or 0.0) * 1e9
+        lanes = list(self.foreman.lanes.values())
+        standing = self.ledger.troubles()
+        found = self._watchman.look(lanes, self.ledger.holds(), self._keeper.free, low, standing, clock)
+        begun, over = self.ledger.troubled(found, now)
+        for trouble in begun:
+            self.log.error("DEGRADED", trouble=trouble.key, kind=trouble.kind, reason=trouble.reason)
+        for trouble in over:
+            self.log.info("no longer degraded", trouble=trouble.key, lasted_s=round(now - trouble.since))
 
     def _tell_manager(self, clock: float) -> None:
         if not self._ready and self.foreman.settled:
@@ -216,6 +230,7 @@ class Service:
         values["slides"] = {state: dict(by_class) for state, by_class in counts.items()}
         where = review_page.address(self._run) if self._review.up else None
         values["review"] = {"address": where, "problem": self._review.problem}
+        values["troubles"] = {trouble.key: trouble.reason for trouble in self.ledger.troubles().values()}
         return {"lines": lines(values, counts, self.ledger.holds(), recent, said, now), "run": values}
 
     def watch_anew(self) -> None:

@@ -61,7 +61,8 @@ class Snapshot:
     ledger could be read. `slides`: by state and class of urgency, now; `finished`: how often that happened, by state and
     class; `failures`: how often, by kind of reason; `failing`: by kind, slides in quarantine or waiting for another try.
     `backlog` are the unfinished slides, `workable` says that one of them could be worked on now (its folder and results
-    are not held, its next try is due), `workable_s` for how long that was seen at every look. `patches_*` are since the service started. `stages` have seconds since then, summed over their workers.
+    are not held, its next try is due), `workable_s` for how long that was seen at every look.
+    `troubles`: by kind, why the service goes on with less (pipeline.service.troubles). `patches_*` are since the service started. `stages` have seconds since then, summed over their workers.
     """
 
     time: float
@@ -82,6 +83,7 @@ class Snapshot:
     workable: bool = False
     workable_s: float = 0.0
     held: Mapping[str, int] = field(default_factory=dict)
+    troubles: Mapping[str, int] = field(default_factory=dict)
     stuck: int = 0
     unsent: Mapping[str, int] = field(default_factory=dict)
     patches_planned: int = 0

@@ -16,7 +16,7 @@ from typing import Self
 
 from pipeline.service.lifecycle import UNFINISHED, State, Urgency
 from pipeline.service.reasons import Kind
-from pipeline.service.records import Arrival, Filter, Hold, Name, Slide, Standing, Step, Told
+from pipeline.service.records import Arrival, Filter, Hold, Name, Slide, Standing, Step, Told, Trouble
 from pipeline.service.store import open_reader
 
 ROWS_AT_ONCE = 1000
@@ -209,6 +209,11 @@ class View:
         """What is held, longest first."""
         rows = self._connection.execute("SELECT * FROM holds ORDER BY since, key")
         return [Hold(row["key"], Kind(row["kind"]), row["reason"], row["since"], row["until"]) for row in rows]
+
+    def troubles(self) -> dict[str, Trouble]:
+        """Why the service goes on with less, by key, longest first."""
+        rows = self._connection.execute("SELECT * FROM troubles ORDER BY since, key")
+        return {row["key"]: Trouble(row["key"], row["kind"], row["reason"], row["since"]) for row in rows}
 
     def unsent(self, sink: str, limit: int = 100) -> list[Told]:
         """The oldest events that a sink has not confirmed, in order."""

@@ -30,6 +30,7 @@ def snapshot(**more: Any) -> Snapshot:
         "workable": True,
         "workable_s": 800.0,
         "held": {"disk_full": 1},
+        "troubles": {"disk_full": 1, "disk_low": 2, "worker_lost": 1},
         "stuck": 1,
         "unsent": {"webhook": 2, "spool": 0},
         "patches_planned": 1000,

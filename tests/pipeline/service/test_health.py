@@ -7,7 +7,7 @@ from dataclasses import replace
 from pipeline.service.health import live, progressing, ready
 from tests.pipeline.service import looks
 
-WELL = looks.snapshot(held={}, lost={})
+WELL = looks.snapshot(held={}, lost={}, troubles={})
 
 
 def test_well():
@@ -43,7 +43,11 @@ def test_lost_worker_and_held_folder_are_notes():
     """The service goes on, but somebody should know."""
     verdict = ready(looks.snapshot())
     assert verdict.good
-    assert verdict.notes == ("inference-1 was given up: killed by SIGKILL", "held for disk_full: 1")
+    assert verdict.notes == (
+        "inference-1 was given up: killed by SIGKILL",
+        "held for disk_full: 1",
+        "results disks nearly full: 2",
+    )
 
 
 def test_backlog_without_results_is_a_failure():
@@ -67,3 +71,10 @@ def test_held_work_is_no_failure():
     """With the share gone nothing can be done, which is a note."""
     verdict = progressing(replace(WELL, workable=False, workable_s=0.0, last_result=0.0), 300.0)
     assert verdict.good and len(verdict.notes) == 1
+
+
+def test_degraded_is_a_note_and_no_lack_of_readiness():
+    """A results disk nearly full, a lane that does not come up: somebody should know, the service goes on."""
+    verdict = ready(looks.snapshot(lost={}, held={}, troubles={"disk_low": 2, "lane_down": 1, "worker_lost": 1}))
+    assert verdict.good
+    assert verdict.notes == ("results disks nearly full: 2", "lanes of routes that do not come up: 1")

@@ -54,6 +54,8 @@ def test_parses_and_says_what_the_look_says():
     )
     assert value(samples, "slidestream_gpu_memory_bytes", worker="inference-0") == 4000 * 2**20
     assert value(samples, "slidestream_events_unsent", sink="webhook") == 2
+    assert value(samples, "slidestream_degraded") == 1
+    assert value(samples, "slidestream_troubles", kind="disk_low") == 2
 
 
 def test_every_field_of_a_gpu_is_optional():
