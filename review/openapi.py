@@ -193,12 +193,13 @@ def _changing() -> tuple[int, ...]:
 
 def paths() -> dict[str, Any]:
     """Every path of the API."""
-    from review.app import REGION_PX, ROWS_MOST, SORTS, STATES, URGENCIES
+    from review.app import REGION_PX, REVIEWS, ROWS_MOST, SORTS, STATES, URGENCIES
 
     worklist = _query(
         (
             ("state", {"enum": list(STATES)}, "Only slides in this state."),
             ("urgency", {"enum": list(URGENCIES)}, "Only slides of this class."),
+            ("review", {"enum": list(REVIEWS)}, "Only slides whose review is in this state."),
             ("reviewer", _TEXT, "Only slides whose reviewer's name holds this."),
             ("q", _TEXT, "Only slides whose id holds this."),
             ("sort", {"enum": list(SORTS)}, "By default: urgent first, then by score, then by arrival."),

@@ -86,6 +86,8 @@ def test_reviews_stand_in_the_worklist(served):
     row = served.json("/api/worklist?q=torn")["slides"][0]
     assert row["review"] == {"state": "in_review", "reviewer": "tester", "open_regions": 0}
     assert ids(served, "reviewer=TEST") == [TORN] and ids(served, "sort=review&order=desc")[0] == TORN
+    assert ids(served, "review=in_review") == [TORN] and ids(served, "review=signed") == []
+    assert TORN not in ids(served, "review=new") and len(ids(served, "review=unsigned")) == 4
 
 
 # ------------------------------------------------------------ one slide
@@ -337,7 +339,7 @@ def test_what_is_not_there_is_not_found(served, path):
 @pytest.mark.parametrize(
     "query",
     [
-        "worklist?limit=501", "worklist?limit=-1", "worklist?offset=x", "worklist?sort=path", "worklist?order=up",
+        "worklist?limit=501", "worklist?limit=-1", "worklist?offset=x", "worklist?sort=path", "worklist?order=up", "worklist?review=done",
         "worklist?state=done", "slides/KEY/heat?from=-1", "slides/KEY/heat?from=4294967296", "slides/KEY/patch?column=1",
         "slides/KEY/regions?threshold=nan", "slides/KEY/regions?threshold=1.1", "slides/KEY/regions?class=cat",
         "slides/KEY/regions?min_um2=-1", "slides/KEY/regions?min_um2=inf", "slides/KEY/region.jpg?x=0&y=0&w=0&h=1",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from pipeline.service.ledger import Ledger
 from pipeline.service.lifecycle import State, Urgency
 from pipeline.service.reasons import Kind
+from pipeline.service.snapshot import Snapshot
+from pipeline.status import StageStatus
 from results.write import write_failed
 from review import library as module
 from review import library_log
@@ -24,6 +27,7 @@ from review.library_log import LibraryLog, Place
 from review.live import changes
 from review.log import ReviewLog
 from review.served import as_keys, watch
+from review.service_figures import ServiceFigures, shown
 from tests.pipeline.service.ledgers import delivery
 
 
@@ -208,6 +212,29 @@ def test_messages_name_the_keys_of_the_configuration():
         "service.review.host 0.0.0.0: give service.review.users FILE, service.review.certificate and "
         "service.review.certificate_key"
     )
+
+
+def test_the_operations_page_tells_of_the_last_minute():
+    """After months the sum since the start says nothing of now; what a service that has begun anew did before is no figure."""
+    before = Snapshot(100.0, started=0.0, answers=True, stages=(StageStatus("reader", 2, 50.0, 40.0, 10.0, 3),))
+    now = replace(before, time=160.0, stages=(StageStatus("reader", 2, 60.0, 41.0, 10.0, 3),))
+    told = shown(now, before)
+    assert told["lately"] and told["stages"]["reader"] == {
+        "workers": 2, "working_s": 10.0, "waiting_input_s": 1.0, "waiting_room_s": 0.0, "restarts": 3,
+    }  # fmt: skip
+    assert shown(now)["stages"]["reader"]["working_s"] == 60.0 and not shown(now)["lately"]
+
+    class Looks:
+        def __init__(self, *looks: Snapshot) -> None:
+            self._looks = list(looks)
+
+        def look(self) -> Snapshot:
+            return self._looks.pop(0)
+
+    figures = ServiceFigures(Looks(now, replace(before, started=150.0)), Library([]))
+    assert not figures()["lately"]
+    time.sleep(1.1)
+    assert not figures()["lately"]
 
 
 def test_a_page_whose_loop_stands_still_is_ended():

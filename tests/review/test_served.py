@@ -20,6 +20,7 @@ from slides.synthetic import SyntheticSlide, make_slide
 from tests.end_to_end import runs
 from tests.pipeline.service.services import Service, until
 from tests.review.page import Browser
+from tests.review.reading_page import Heat
 
 PASSWORD = "rosa judges slides"
 
@@ -173,3 +174,24 @@ def test_a_page_that_cannot_be_served_stops_no_pipeline(service, slide, tmp_path
     assert "service.review" in one.command("reload").stdout
     until(lambda: not [p for p in one.family() if "review.served" in p.cmdline()], "no page")
     assert "review page" not in one.command("status").stdout
+
+
+def test_a_slide_grows_while_the_service_reads_it(service, slide):
+    """Its patches are there before it is complete: heatmap, class and state as in the list of a run."""
+    one = service(sabotage={"inference": {"slow_s": 0.2}}, review={"enabled": True, "port": 0})
+    one.start()
+    somebody = browser(one).start()
+    drop(slide, one.into / "slow.tif")
+    key = slide_key("slow")
+    growing = until(
+        lambda: (
+            (row := rows(somebody).get("slow")) and row["state"] == "running" and row["patches"]["inferred"] and row
+        ),
+        "patches of a running slide",
+    )
+    assert growing["patches"]["inferred"] < growing["patches"]["planned"]
+    seen = Heat.of(somebody.ask("GET", f"/api/slides/{key}/heat").body)
+    assert {0, 1} <= set(seen.states.tolist()) and len(seen.states) == growing["patches"]["planned"]
+    assert somebody.ask("GET", f"/api/slides/{key}").json["classes"] == ["normal", "tumour"]
+    one.until_state("slow", State.COMPLETE)
+    until(lambda: rows(somebody)["slow"]["state"] == "complete", "the end is in the list")

@@ -49,7 +49,7 @@ function content(now) {
       Object.entries(now.slides ?? {}).map(([name, n]) => fact(t(`operations.slides.${name}`, {}, name), plain(n))),
     ),
     table(
-      t("operations.stages"),
+      t(now.lately ? "operations.lately" : "operations.stages"),
       ["stage", "workers", "busy", "working", "input", "room", "restarts"].map((name) => t(`operations.${name}`)),
       stages.map(([name, stage]) => [
         t(`stage.${name}`, {}, name), plain(stage.workers), share(stage),
@@ -57,6 +57,7 @@ function content(now) {
       ]),
     ),
     table(t("operations.queues"), [t("operations.queue"), t("operations.filled")], Object.entries(now.queues ?? {}).map(([name, value]) => [name, plain(value)])),
+    table(t("operations.lost"), [t("operations.stage"), ""], Object.entries(now.lost ?? {})),
     table(
       "GPU", [t("operations.gpu"), t("operations.load"), t("operations.memory")],
       (now.gpus ?? []).map((gpu, i) => [gpu.name ?? `GPU ${i}`, plain(gpu.load ?? gpu.gpu_load), plain(gpu.memory ?? gpu.memory_mib ?? gpu.gpu_mib)]),

@@ -10,6 +10,7 @@ import { HeatPanel, habits } from "./heatpanel.js";
 import { t } from "./i18n.js";
 import { useKeys } from "./keys.js";
 import { listen } from "./live.js";
+import { whenLookedAt } from "./looking.js";
 import { explain, notice, noticeError } from "./notices.js";
 import { Outlines } from "./outlines.js";
 import { Readout } from "./readout.js";
@@ -25,8 +26,6 @@ import { Viewer } from "./viewer.js";
 import { fromValues, toValues } from "./viewlink.js";
 
 const MOST_POINTS = 1500;
-// Whoever has had a slide before their eyes for so long is reviewing it; a glance is not a review.
-const LOOKED_S = 20;
 
 class SlidePage {
   constructor(key, values) {
@@ -51,18 +50,13 @@ class SlidePage {
     this.settings = this.reviewSettings();
     const heat = { ...habits(), shown: true, class: Math.max(0, this.data.classes.indexOf(this.settings.class)), threshold: this.settings.threshold, ...this.link.heat };
     this.build(root, heat);
-    this.looked = 0;
-    this.looking = setInterval(() => this.look(), 1000);
+    this.stops.push(whenLookedAt(() => this.begin()));
     this.stops.push(listen((event) => this.hear(event)));
     await Promise.all([this.opened(), this.loadHeat(), this.loadRegions()]);
   }
 
-  /** Counts the seconds in which the slide is seen; then the review has begun, if no act has begun it before. */
-  look() {
-    if (document.hidden) return;
-    this.looked += 1;
-    if (this.looked < LOOKED_S) return;
-    clearInterval(this.looking);
+  /** The review has begun, if no act has begun it before. */
+  begin() {
     const may = session.mayAct() && !["waiting", "running"].includes(this.detail.state);
     if (may && this.review.document.state !== "signed") this.review.act("open");
   }
@@ -389,7 +383,6 @@ class SlidePage {
     this.left = true;
     for (const stop of this.stops) stop();
     this.rememberSoon?.cancel();
-    clearInterval(this.looking);
     clearTimeout(this.growing);
     clearTimeout(this.regionTimer);
     cancelAnimationFrame(this.frameAsked);

@@ -11,6 +11,7 @@ import { row as tableRow } from "./worklist_row.js";
 
 const PAGE = 100;
 const STATES = ["waiting", "running", "complete", "partial", "failed"];
+const REVIEWS = ["new", "in_review", "reopened", "signed"];
 const COLUMNS = [
   { name: "urgency" },
   { name: "id" },
@@ -23,7 +24,7 @@ const COLUMNS = [
 
 /** The filters live in the address, so that "back" and a bookmark find them again. */
 function filtersOf(values) {
-  const filters = { q: "", state: "", urgency: "", reviewer: "", sort: "", order: "", offset: 0 };
+  const filters = { q: "", state: "", urgency: "", review: "", reviewer: "", sort: "", order: "", offset: 0 };
   for (const name of Object.keys(filters)) if (values.has(name)) filters[name] = values.get(name);
   filters.offset = Math.max(0, Number(filters.offset) || 0);
   return filters;
@@ -99,7 +100,7 @@ export function worklistPage(values) {
     showCount(answer.total);
   }
 
-  const anyFilter = () => Boolean(filters.q || filters.state || filters.urgency || filters.reviewer);
+  const anyFilter = () => Boolean(filters.q || filters.state || filters.urgency || filters.review || filters.reviewer);
 
   function showCount(total) {
     const first = total ? filters.offset + 1 : 0;
@@ -180,6 +181,7 @@ export function worklistPage(values) {
           field(t("worklist.search"), search, { class: "field wide" }),
           field(t("column.state"), choice([all("states"), ...STATES.map((name) => [name, t(`state.${name}`)])], filters.state, (state) => change({ state }))),
           field(t("column.urgency"), choice([all("urgencies"), ["stat", t("urgency.stat")], ["routine", t("urgency.routine")]], filters.urgency, (urgency) => change({ urgency }))),
+          field(t("column.review"), choice([all("reviews"), ["unsigned", t("worklist.unsigned")], ...REVIEWS.map((name) => [name, t(`review.${name}`)])], filters.review, (review) => change({ review }))),
           field(t("worklist.reviewer"), reviewer),
         ),
         element("div", { class: "line" }, count, news, element("span", { class: "grow" }), connection),
