@@ -13,6 +13,7 @@ import pytest
 from benchmarks import table
 from benchmarks.batcher import Crowd, mind
 from benchmarks.decodes import Sharing, count, planned
+from benchmarks.inputs import tiny
 from benchmarks.memory import split
 from results.layout import FORMATS
 
@@ -65,6 +66,29 @@ def test_readers_that_share_a_slide_decode_each_tile_about_once(tile: int, batch
     assert count(Sharing(1, batch, tile), corners) <= 1.02
     for readers in (2, 4, 6):
         assert count(Sharing(readers, batch, tile), corners) <= 1.15
+
+
+def test_pipeline_beside_the_script(tmp_path: Path) -> None:
+    """Both see the same patches; ratios, the engine alone, and the processor time of every kind of process are told."""
+    command = [sys.executable, "-m", "benchmarks.pipeline", "--size", "2500x2000", "--rounds", "1", "--json"]
+    command += [
+        "--model",
+        str(tiny(tmp_path / "tiny")),
+        "--set",
+        "inference.workers=1",
+        "--set",
+        "results.formats=[csv]",
+    ]
+    environment = {**os.environ, "SLIDESTREAM_BENCH": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert [row["round"] for row in record["rows"]] == ["1 script", "1 pipeline"]
+    figures = record["figures"]
+    assert figures["ratio_whole_command"] > 0 and figures["engine_alone_per_s"] > 0
+    assert 0 < figures["engine_and_readers_share"] < 1
+    kinds = {part.split()[0] for part in figures["processor_s"].split(", ")}
+    assert kinds == {"supervisor", "reader", "tissue", "batcher", "inference", "aggregator", "writer"}
 
 
 def test_a_failing_command_is_told_with_its_last_words() -> None:
