@@ -70,6 +70,12 @@ class ModelFacts:
 def report(config: Config, out: Path | None = None, machine: Machine | None = None) -> tuple[list[str], bool]:
     """All findings as lines, and whether this machine can do it (no FAIL). `out` is the results folder, if it is known."""
     machine = detect() if machine is None else machine
+    service: list[Finding] = []
+    if config.service.routes:
+        from pipeline.service.check_routes import check_service, of_route
+
+        service = [Finding(*found) for found in check_service(config, machine, probe)]
+        config = of_route(config, config.service.routes[0])  # the rest is told of the first lane
     facts, model = check_model(config)
     placement, gpus = check_gpus(config)
     sized = resolve(
@@ -94,6 +100,7 @@ def report(config: Config, out: Path | None = None, machine: Machine | None = No
         *check_memory(sized, machine, facts, available_memory()),
         *check_limits(sized),
         *(check_out(out) if out is not None else ()),
+        *service,
     ]
     return [str(finding) for finding in findings], all(finding.level != "FAIL" for finding in findings)
 

@@ -164,7 +164,7 @@ class Inference(Section):
     )
     engines: Text | None = _key(None, "Folder of built engines; null: the user's cache.")
     missing: Literal["refuse", "build"] = _key(
-        "refuse", "Where no engine fits the GPU: refuse to start, or build one first, verified on slides of this run."
+        "refuse", "Where no engine fits the GPU: refuse to start, or build one first, verified on slides of this run (a service, which has none yet, refuses)."
     )
     build: Build = Field(Build(), description=Build.__doc__)
     fallback: Literal["none", "cpu"] = _key(

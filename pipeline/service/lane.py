@@ -30,7 +30,6 @@ from pipeline import assembly, log, memory
 from pipeline.config import Config, ConfigError, memory_bound, resolve
 from pipeline.control import Refusal
 from pipeline.crew import crew
-from pipeline.gpus import build_engine
 from pipeline.log import LogSink
 from pipeline.machine import MIB, detect
 from pipeline.memory import MemoryLack
@@ -211,7 +210,8 @@ def run_lane(service: RunDir, route: str, generation: int) -> Ending:
     models = load_models(config)
     check_hashes(models, section.hashes)
     facts = sizes(models)
-    placement = place_all(config, models, probe, lambda wanted, model: build_engine(wanted, model, []))
+    # No engine is built here (inference.missing): there are no slides yet that it could be proven right on.
+    placement = place_all(config, models, probe)
     machine = detect()
     machine = replace(machine, cores=max(1, machine.cores // given["lanes"]))
     config = resolve(placement.config, machine, **facts, gpus=len(placement.devices), gpu_batch=placement.batch)
