@@ -303,7 +303,7 @@ class Catalogue:
                 self._tables.move_to_end(place)
                 return known
             one = self._unfinished.get(entry.slide)
-            if one is not None and entry.finished is None:
+            if one is not None and not entry.version.startswith("summary"):
                 every = roots(self.results, self.run)
                 for root, classes, part in self._parts(one.follower.header, every):
                     if root.full(entry.slide) == entry.id:
@@ -349,8 +349,8 @@ class Catalogue:
 
 def _beside(entry: Entry, facts: Mapping[str, Any]) -> Entry:
     known = {name: facts[name] for name in ("urgency", "arrived") if facts.get(name) is not None}
-    if entry.finished is None and entry.state != "running":
-        known |= {name: facts[name] for name in ("state", "reason") if name in facts}
+    if not entry.version.startswith("summary") and (entry.state != "running" or "finished" in facts):
+        known |= {name: facts[name] for name in ("state", "reason", "finished") if name in facts}
     return replace(entry, **known)
 
 

@@ -55,8 +55,7 @@ class LedgerFacts:
 
 def facts_of(slide: Standing) -> dict[str, Any]:
     """`state` and `reason` only where there is no result: a result says itself how it stands."""
-    arrived = datetime.datetime.fromtimestamp(slide.seen, datetime.UTC).isoformat(timespec="seconds")
-    facts: dict[str, Any] = {"urgency": str(slide.urgency), "arrived": arrived.replace("+00:00", "Z")}
+    facts: dict[str, Any] = {"urgency": str(slide.urgency), "arrived": _iso(slide.seen)}
     if slide.state in _STATES:
         state, otherwise = _STATES[slide.state]
         # The reason of an earlier attempt is none while it runs.
@@ -64,4 +63,10 @@ def facts_of(slide: Standing) -> dict[str, Any]:
         if slide.state is State.CANCELLED:
             reason = otherwise
         facts |= {"state": state, "reason": reason or otherwise}
+        if state == "failed" and slide.finished is not None:
+            facts["finished"] = _iso(slide.finished)
     return facts
+
+
+def _iso(time_s: float) -> str:
+    return datetime.datetime.fromtimestamp(time_s, datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

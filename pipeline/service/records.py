@@ -70,13 +70,14 @@ class Slide:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a list of slides shows of one. `seen`: when it was first met."""
+    """What a list of slides shows of one. `seen`: when it was first met; `finished`: since when it is at rest, if it is."""
 
     name: str
     urgency: Urgency
     state: State
     reason: str
     seen: float
+    finished: float | None
 
 
 @dataclass(frozen=True, slots=True)

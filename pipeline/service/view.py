@@ -144,11 +144,13 @@ class View:
                 else ""
             )
             rows = self._connection.execute(
-                f"SELECT name, urgency, state, reason, seen FROM slides WHERE route = :route {newer}ORDER BY id",
+                f"SELECT name, urgency, state, reason, seen, finished FROM slides WHERE route = :route {newer}ORDER BY id",
                 {"route": route, "after": after},
             ).fetchall()
         return last, [
-            Standing(row["name"], Urgency(row["urgency"]), State(row["state"]), row["reason"], row["seen"])
+            Standing(
+                row["name"], Urgency(row["urgency"]), State(row["state"]), row["reason"], row["seen"], row["finished"]
+            )
             for row in rows
         ]
 

@@ -176,6 +176,7 @@ def test_what_waits_is_in_the_worklist(tmp_path):
         "1970-01-01T00:01:40Z",
     )
     assert (found["broken"].state, found["broken"].reason) == ("failed", "is no slide")
+    assert found["broken"].finished == "1970-01-01T00:03:22Z" and found["queued"].finished is None
     assert found["gone"].state == "failed" and "cancelled" in found["gone"].reason
 
     # Later: one runs, one has a result, one is of another class; what did not change is the same object.
