@@ -129,3 +129,9 @@ esac
     engines, browser = [line for line in done.stderr.splitlines() if "going on without" in line]
     assert "their tests will skip: No matching distribution found for tensorrt-rtx" in engines
     assert "tests in a browser will skip: No matching distribution found for playwright" in browser
+
+
+def test_the_soak_passes_its_arguments(root: Path, tmp_path: Path, spy: Path):
+    """`bin/soak` is the benchmark of that name, from any folder."""
+    done = run(root / "bin/soak", "--slides", "5", cwd=tmp_path, SLIDESTREAM_PYTHON=str(spy))
+    assert done.stdout.splitlines()[2:] == ["-m", "benchmarks.soak", "--slides", "5"]
