@@ -124,7 +124,12 @@ class Batcher(Section):
         "auto",
         "Slots in shared memory; auto: enough that no worker waits for room. Each takes batch x patch x patch x 3 bytes.",
     )
-    overview_slots: int = _key(2, "Places in shared memory for overviews on their way to the tissue mask.", ge=1, le=64)
+    overview_slots: int = _key(
+        3,
+        "Places in shared memory for overviews on their way to the tissue mask; of 3 or more, one is kept for urgent slides "
+        "where such may come.",
+        ge=1, le=64,
+    )  # fmt: skip
     max_delay_ms: MaxDelay = Field(MaxDelay(), description=MaxDelay.__doc__)
     routine_floor: float = _key(
         0.1, "Share of the work that routine slides keep while urgent slides are waiting.", ge=0, le=1
@@ -164,7 +169,8 @@ class Inference(Section):
     )
     engines: Text | None = _key(None, "Folder of built engines; null: the user's cache.")
     missing: Literal["refuse", "build"] = _key(
-        "refuse", "Where no engine fits the GPU: refuse to start, or build one first, verified on slides of this run (a service, which has none yet, refuses)."
+        "refuse",
+        "Where no engine fits the GPU: refuse to start, or build one first, verified on slides of this run (a service, which has none yet, refuses).",
     )
     build: Build = Field(Build(), description=Build.__doc__)
     fallback: Literal["none", "cpu"] = _key(

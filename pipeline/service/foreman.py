@@ -27,6 +27,7 @@ from pipeline.service.lanewire import (
     First,
     LaneMessage,
     LaneProtocolError,
+    Loud,
     Over,
     Scale,
     Scaled,
@@ -92,8 +93,11 @@ class Foreman:
     # Processes
 
     def configure(self, config: Config) -> None:
-        """What the next process of each lane works with."""
+        """What the next process of each lane works with; what it says to the log changes at once."""
+        louder = self._config is not None and self._config.log.level != config.log.level
         self._config = config
+        for lane in self.lanes.values() if louder else ():
+            self._say(lane, Loud(config.log.level))
 
     def _write(self, lane: Lane) -> None:
         config, route = self._config, lane.route
@@ -246,6 +250,7 @@ class Foreman:
                     self._scaled(message)
                 case Up():
                     lane.up, lane.ahead, self._changes = True, message.ahead, -1
+                    self._say(lane, Loud(self._config.log.level))  # it may have changed while this lane came up
                     self._inbox.append((lane, message))
                 case First() | Over():
                     self._inbox.append((lane, message))

@@ -46,6 +46,7 @@ from pipeline.service.lanewire import (
     Do,
     LaneMessage,
     LaneProtocolError,
+    Loud,
     Scale,
     Scaled,
     Told,
@@ -94,11 +95,15 @@ def check_hashes(models: Sequence[Model], wanted: Sequence[str]) -> None:
 class _Sink(LogSink):
     """All records name the route: the service collects those of several lanes."""
 
-    def __init__(self, route: str) -> None:
+    def __init__(self, route: str, level: str) -> None:
         super().__init__("json", sys.stderr)
-        self._route = route
+        self._route, self.level = route, level
 
     def emit(self, record: MutableMapping[str, Any]) -> None:
+        if log.LEVELS.get(str(record.get("level")), log.LEVELS["error"]) < log.LEVELS[self.level]:
+            if self._hear is not None:  # the last words of one that dies count, shown or not
+                self._hear(record)
+            return  # of a worker, which began under another level
         record.setdefault("route", self._route)
         super().emit(record)
 
@@ -106,7 +111,8 @@ class _Sink(LogSink):
 class Lane:
     """The line to the service, and what goes over it."""
 
-    def __init__(self, address: str, name: str) -> None:
+    def __init__(self, address: str, name: str, sink: _Sink) -> None:
+        self._sink = sink
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.IDENTITY, name.encode())
@@ -141,6 +147,9 @@ class Lane:
                     number = stream.cancel(message.slide, message.attempt)
                     if number is not None:
                         supervisor.cancel(number)
+                case Loud() if message.level in log.LEVELS:
+                    self._sink.level = message.level
+                    log.configure("lane", "json", message.level, self._sink)
                 case Scale():
                     self._scale(message, supervisor)
 
@@ -203,7 +212,7 @@ def run_lane(service: RunDir, route: str, generation: int) -> Ending:
     config = Config.model_validate_json(json.dumps(given["config"]))
     section = Route.model_validate_json(json.dumps(given["route"]))
     out = Path(section.out)
-    sink = _Sink(route)
+    sink = _Sink(route, config.log.level)
     log.configure("lane", "json", config.log.level, sink)
     logger = structlog.get_logger()
     check_mount(section)
@@ -225,10 +234,12 @@ def run_lane(service: RunDir, route: str, generation: int) -> Ending:
         keys = result_keys(models, result_hashes(config, placement, models))
         settings = assembly.settings(private, out, config, models, keys)
         settings["urgent_may_come"] = True
+        if config.log.level != "debug":  # what is shown of it may become more or less at any time
+            settings["config"]["log"]["level"] = "info"
         run.settings.write_text(json.dumps(settings))
         layout = memory.Layout(**settings["layout"])
         lane, errands, memory_fd = (
-            Lane(lane_address(service), f"{route}.{generation}"),
+            Lane(lane_address(service), f"{route}.{generation}", sink),
             Errands(),
             memory.create(layout),
         )

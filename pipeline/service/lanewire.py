@@ -1,6 +1,6 @@
 """What the service and its lanes say to each other: one frame of JSON over a socket in the service's private directory.
 
-    service ── Do Amend Cancel Scale ──▶ lane ── Up Began First Over Scaled Told ──▶ service
+    service ── Do Amend Cancel Scale Loud ──▶ lane ── Up Began First Over Scaled Told ──▶ service
 
 A slide is named by its id in the ledger and the number of the attempt: what comes of an attempt that is over is dropped.
 """
@@ -69,6 +69,14 @@ class Scale(LaneMessage):
 
 
 @dataclass(frozen=True, slots=True)
+class Loud(LaneMessage):
+    """What is said from now on: records of this level (log.level) and above."""
+
+    IS: ClassVar[str] = "loud"
+    level: str
+
+
+@dataclass(frozen=True, slots=True)
 class Up(LaneMessage):
     """The lane takes slides from now on. `ahead`: how many it reads side by side."""
 
@@ -124,7 +132,7 @@ class Told(LaneMessage):
 
 
 _KINDS: dict[str, type[LaneMessage]] = {
-    kind.IS: kind for kind in (Do, Amend, Cancel, Scale, Up, First, Over, Scaled, Told)
+    kind.IS: kind for kind in (Do, Amend, Cancel, Scale, Loud, Up, First, Over, Scaled, Told)
 }
 _FIELDS = {
     kind: {field.name: typing.get_type_hints(kind)[field.name] for field in dataclasses.fields(kind)}

@@ -239,7 +239,7 @@ class Service:
         self.intake = Intake(self.config.service, self.ledger, self.config.slides.mpp)
 
     def tell_anew(self) -> None:
-        """HTTP, events and log as the configuration has them now; of lanes, from their next start on."""
+        """HTTP, events and log as the configuration has them now, those of lanes too."""
         self.set_sinks()
         self._web.restart()
         log.configure("service", "json", self.config.log.level, self._sink)

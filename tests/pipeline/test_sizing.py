@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import load_config, memory_bound, resolve
+from pipeline.config import Config, load_config, memory_bound, resolve
 from pipeline.machine import Machine, available_memory, cpu_quota, detect, memory_limit
 from pipeline.sizing import ENGINE_ROWS, MEMORY_SHARE, slots_bytes, slots_wanted
 
@@ -93,7 +93,7 @@ def test_bound_counts_slots_as_allocated():
     assert slots_bytes(config, 224) == 10 * 8 * 224 * 224 * 3
     parts = memory_bound(config, 224, 2)
     assert parts[0][1] == slots_bytes(config, 224)
-    assert parts[1][1] == 2 * 1024 * 1024 * 3
+    assert parts[1][1] == 3 * 1024 * 1024 * 3
     assert all(what and count > 0 for what, count in parts)
 
 
@@ -199,3 +199,8 @@ def test_gpus_have_a_process_each_and_all_cores_read():
 def test_the_cpu_computes_in_float32():
     """The precision that a run on the CPU is recorded with is the one it has."""
     assert resolve(load_config(), Machine(4, 16 * GIB)).inference.precision == "fp32"
+
+
+def test_by_default_a_place_for_overviews_is_kept_for_urgent_slides():
+    """Of two, none is (pipeline.dispatch.intake): an urgent slide would wait until two ordinary ones are masked."""
+    assert Config().batcher.overview_slots >= 3

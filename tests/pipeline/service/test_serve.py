@@ -409,6 +409,29 @@ class TestEnd:
         one.process.send_signal(signal.SIGHUP)
         until(lambda: "not reloaded" in one.console(), "SIGHUP reloads, too")
 
+    def test_a_changed_log_level_reaches_lanes_that_run(self, service, slides: dict[str, Path]) -> None:
+        """Less is said of the next slide, and more of the one after it; no lane is started anew."""
+        one = service()
+        one.config["log"] = {"level": "error"}
+        one.start()
+        drop(slides["a"], one.into / "a.tif")
+        one.until_state("a", State.COMPLETE)
+        before = [lane.pid for lane in one.lanes()]
+        assert "slide complete" not in one.console()
+        one.config["log"] = {"level": "info"}
+        one.write()
+        assert one.command("reload").stdout == "changed: log.level\n"
+        drop(slides["b"], one.into / "b.tif")
+        one.until_state("b", State.COMPLETE)
+        assert one.console().count("slide complete") == 1
+        one.config["log"] = {"level": "error"}
+        one.write()
+        one.command("reload")
+        drop(slides["c"], one.into / "c.tif")
+        one.until_state("c", State.COMPLETE)
+        assert one.console().count("slide complete") == 1
+        assert [lane.pid for lane in one.lanes()] == before
+
 
 class TestRefused:
     """What cannot be started is said in one line, with exit code 2."""
