@@ -1,8 +1,8 @@
 """The routes of the review page that show: worklist, slide, tiles, heatmap, regions, events. Those that change are in
 `review.routes`; `application` puts both together with the page itself.
 
-What blocks runs in threads: tiles in a few of their own, so that slow slides do not hold up the rest. Of what waits there,
-nothing is read for a window that has moved on.
+What blocks runs in threads: whatever reads slides in those of `review.patience`, so that storage that does not answer holds up
+nothing else. Of what waits there, nothing is read for a window that has moved on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import math
-import os
 import re
 import unicodedata
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -45,8 +44,6 @@ from review.tiles import Picture
 STATIC = Path(__file__).parent / "static"
 ROWS_MOST = 500
 REGION_PX = 1024
-# Requests for tiles that may wait; more come only from what has no window.
-WAITING_MOST = 1024
 STATES = ("waiting", "running", "complete", "partial", "failed")
 URGENCIES = ("stat", "routine")
 UNSIGNED = "unsigned"  # whatever is not signed: what there is left to do
@@ -79,7 +76,6 @@ class Page:
     live: Live
     figures: Callable[[], Mapping[str, Any]]
     labels: str = labels.NOBODY
-    threads: int = max(2, min(8, os.cpu_count() or 2))
 
 
 def application(page: Page, names: Sequence[str], tls: bool = False) -> ASGIApp:
@@ -92,6 +88,7 @@ def application(page: Page, names: Sequence[str], tls: bool = False) -> ASGIApp:
         yield
         first.cancel()
         page.live.close()
+        page.reading.readers.close()
         page.reading.pool.close()
 
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=list(names), www_redirect=False)
@@ -116,8 +113,6 @@ def page_routes() -> list[BaseRoute]:
 def routes(page: Page) -> list[BaseRoute]:
     """All routes of the API."""
     show = Show(page)
-    limiter, queue = CapacityLimiter(page.threads), asyncio.Semaphore(page.threads)
-    waiting = 0
 
     def answering(work: Work, role: str = "viewer", touch: bool = True) -> Callable[[Request], Awaitable[Response]]:
         async def respond(request: Request) -> Response:
@@ -127,19 +122,14 @@ def routes(page: Page) -> list[BaseRoute]:
 
     def drawing(work: Work) -> Callable[[Request], Awaitable[Response]]:
         async def respond(request: Request) -> Response:
-            nonlocal waiting
             identity = page.guard.require(request, "viewer")
-            if waiting >= WAITING_MOST:
-                raise Refused(503, "busy", "too many pictures are being made; try again", retry_after=2)
-            waiting += 1
-            late = queue.locked()
-            try:
-                async with queue:
-                    if late and await request.is_disconnected():
-                        return Response(status_code=499)
-                    return await to_thread.run_sync(work, request, identity, limiter=limiter)
-            finally:
-                waiting -= 1
+
+            async def gone() -> None:
+                while (await request.receive())["type"] != "http.disconnect":
+                    pass
+
+            answer = await page.reading.readers.run(request.path_params["key"], lambda: work(request, identity), gone)
+            return answer or Response(status_code=499)
 
         return respond
 
@@ -207,11 +197,12 @@ class Show:
         entry = self.entry(request.path_params["key"])
         facts = self._reading.facts(entry.key) or Facts(key=entry.key, id=entry.id, path="", state=entry.state)
         document = self._desk.document(self._page.log.review(entry.key), facts)
+        detail = self._reading.detail(entry.key)
         return Json(
             {
-                **self._reading.detail(entry.key),
+                **detail,
                 "review": document,
-                "labels": self._labels(identity, facts),
+                "labels": [] if detail["problem"] else self._labels(identity, facts),
                 "others": others(self._page.live.all_present(), entry.key, identity.user),
             }
         )
@@ -219,7 +210,10 @@ class Show:
     def _labels(self, identity: Identity, facts: Facts) -> list[str]:
         """Which label and macro images whoever asks may see; none is read for that."""
         may = bool(facts.path) and labels.may_see(self._page.labels, identity)
-        return list(labels.available(facts.path)) if may else []
+        try:
+            return list(self._reading.readers.call(facts.key, lambda: labels.available(facts.path))) if may else []
+        except Refused:
+            return []
 
     def tile(self, request: Request, identity: Identity) -> Response:
         entry = self.entry(request.path_params["key"], fresh=False)

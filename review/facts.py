@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 KEY_DIGITS = 20
+
+T = TypeVar("T")
 UNFINISHED = frozenset(("waiting", "running"))
 
 
@@ -48,6 +51,9 @@ class Slides(Protocol):
 
     def picture(self, key: str, x: int, y: int, w: int, h: int, px: int) -> bytes:
         """JPEG of a place (level-0 px), its longest side `px`. Raises SlideError where it cannot be read."""
+
+    def bounded(self, key: str, work: Callable[[], T]) -> T:
+        """What `work`, which reads the slide's file, gives. Refused (503) where the slide's storage does not answer."""
 
     def defaults(self, key: str) -> tuple[str, float, float]:
         """Class, threshold and smallest area (µm²) where nobody has set them."""

@@ -77,7 +77,7 @@ def routes(role: str, guard: Guard, log: Reviews, slides: Slides) -> list[Route]
             raise Refused(404, "not_found", "there is no such slide")
         if not facts.path:
             raise Refused(404, "slide_gone", "the slide's file is not there, or may not be read")
-        shown = picture(facts.path, name)
+        shown = slides.bounded(facts.key, lambda: picture(facts.path, name))
         # Before it is sent: what cannot be noted is not shown.
         log.add(facts.key, identity.user, LABEL, None, lambda review: {"image": name})
         logs.get_logger().info("label shown", user=identity.user, slide=facts.key, image=name)

@@ -53,6 +53,7 @@ class Readers:
         self._running: dict[str, list[_Job]] = {}
         self._idle = 0
         self._closed = False
+        self._own = threading.local()
 
     async def run(
         self, slide: str, work: Callable[[], T], gone: Callable[[], Awaitable[Any]] | None = None
@@ -83,11 +84,18 @@ class Readers:
                 leaving.cancel()
             job.future.cancel()  # not begun, it never is
 
-    def call(self, slide: str, work: Callable[[], T]) -> T:
-        """The same for a thread, which waits."""
+    def call(self, slide: str, work: Callable[[], T], limit_s: float | None = None) -> T:
+        """The same for a thread, which waits, at most `limit_s`; not where the slide's threads wait for storage already. In
+        a thread of this class the work is done there."""
+        if getattr(self._own, "inside", False):
+            return work()
+        with self._changed:
+            running, now = self._running.get(slide, ()), time.monotonic()
+            if len(running) >= self.each and all(now - job.began > self._late_s for job in running):
+                raise _no_answer(now - running[0].began)
         job = self._submit(slide, work)
         try:
-            return job.future.result(self._limit_s)
+            return job.future.result(self._limit_s if limit_s is None else limit_s)
         except TimeoutError:
             if job.future.done():  # the work's own
                 raise
@@ -130,7 +138,7 @@ class Readers:
         with self._changed:
             if job.began:
                 job.left = True
-                return _no_answer(self._limit_s)
+                return _no_answer(time.monotonic() - job.began)
             late = [other.began for other in self._running.get(job.slide, ())]
         waited = time.monotonic() - min(late) if late else 0.0
         if waited > self._late_s:
@@ -146,6 +154,7 @@ class Readers:
             threading.Thread(target=self._serve, name="slide reader", daemon=True).start()
 
     def _serve(self) -> None:
+        self._own.inside = True
         while True:
             with self._changed:
                 job = self._next()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from results.layout import output_path
 from results.summary import read_head
@@ -11,6 +13,7 @@ from review import regions
 from review.entry import Entry, Shelf
 from review.errors import Refused
 from review.facts import Facts
+from review.patience import Readers
 from review.slide_pool import SlidePool
 from review.tiles import Picture
 from slides.errors import SlideError
@@ -21,6 +24,10 @@ MIN_UM2 = 0.0
 # Beyond so many nobody steps through them: the threshold is too low.
 REGIONS_MOST = 2000
 _DIGESTS = 256
+# Beside the pictures: where a file lies, and all that an export reads of it.
+_FILE_S, _EXPORT_S = 2.0, 120.0
+
+T = TypeVar("T")
 
 
 class Reading:
@@ -29,7 +36,13 @@ class Reading:
     def __init__(self, catalogue: Shelf, pool: SlidePool) -> None:
         self.catalogue = catalogue
         self.pool = pool
+        # Also on two cores one slide is read by two at a time, and others meanwhile.
+        self.readers = Readers(max(4, min(8, os.cpu_count() or 4)))
         self._digests: dict[tuple[str, str], str] = {}
+
+    def bounded(self, key: str, work: Callable[[], T]) -> T:
+        """See `Slides`."""
+        return self.readers.call(key, work, _EXPORT_S)
 
     def facts(self, key: str) -> Facts | None:
         """See `Slides`."""
@@ -61,8 +74,8 @@ class Reading:
 
     def _allowed(self, entry: Entry) -> str:
         try:
-            return str(self.catalogue.file(entry))
-        except Refused:  # nothing may be read there, headers of DICOM neither
+            return self.readers.call(entry.key, lambda: str(self.catalogue.file(entry)), _FILE_S)
+        except Refused:  # nothing may be read there, or its storage does not answer
             return ""
 
     def regions(self, key: str, name: str, threshold: float, min_um2: float) -> list[dict[str, Any]]:
@@ -82,7 +95,7 @@ class Reading:
         """See `Slides`."""
         entry = self.catalogue.entry(key)
         try:
-            return self.region(entry, x, y, w, h, px, False).jpeg
+            return self.readers.call(key, lambda: self.region(entry, x, y, w, h, px, False)).jpeg
         except Refused as refusal:
             raise SlideError(entry.path, refusal.message) from refusal
 
@@ -99,17 +112,7 @@ class Reading:
     def shown(self, entry: Entry) -> dict[str, Any]:
         """How the slide can be looked at; with `levels` empty, and a `problem`, where it cannot."""
         try:
-            with self.pool.slide(self.catalogue.file(entry)) as slide:
-                return {
-                    "width": slide.info.width,
-                    "height": slide.info.height,
-                    "levels": [level.to_dict() for level in slide.levels],
-                    "tiles": "passthrough" if slide.passthrough else "rendered",
-                    "icc": slide.icc,
-                    "objective_power": slide.info.objective_power,
-                    "bounds": list(slide.info.bounds) if slide.info.bounds else None,
-                    "problem": None,
-                }
+            return self.readers.call(entry.key, lambda: self._shown(entry))
         except Refused as refusal:
             width, height = entry.size or (None, None)
             return {
@@ -121,6 +124,19 @@ class Reading:
                 "objective_power": None,
                 "bounds": None,
                 "problem": {"error": refusal.message, "code": refusal.code},
+            }
+
+    def _shown(self, entry: Entry) -> dict[str, Any]:
+        with self.pool.slide(self.catalogue.file(entry)) as slide:
+            return {
+                "width": slide.info.width,
+                "height": slide.info.height,
+                "levels": [level.to_dict() for level in slide.levels],
+                "tiles": "passthrough" if slide.passthrough else "rendered",
+                "icc": slide.icc,
+                "objective_power": slide.info.objective_power,
+                "bounds": list(slide.info.bounds) if slide.info.bounds else None,
+                "problem": None,
             }
 
     def detail(self, key: str) -> dict[str, Any]:

@@ -225,6 +225,10 @@ class Desk:
         raise BadAct("no_finding", "there is no such finding at this class and threshold")
 
     def export(self, request: Request, identity: Identity) -> Response:
+        # As a whole: a file that does not answer must not look like one that is not there.
+        return self._slides.bounded(self._facts(request).key, lambda: self._export(request, identity))
+
+    def _export(self, request: Request, identity: Identity) -> Response:
         facts = self._facts(request)
         form = export.FORMS.get(request.path_params["form"])
         if form is None:

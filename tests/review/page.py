@@ -8,7 +8,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,9 @@ class MadeUp:
         file = io.BytesIO()
         image.save(file, "JPEG")
         return file.getvalue()
+
+    def bounded(self, key: str, work: Callable[[], Any]) -> Any:
+        return work()
 
     def defaults(self, key: str) -> tuple[str, float, float]:
         return "tumour", 0.5, 0.0
