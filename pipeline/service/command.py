@@ -56,6 +56,9 @@ def add_parser(commands: Any) -> None:
         commands, "drain", "bring the service to a checkpoint and end it", "Bring the service to a checkpoint and end it.",
         routes=False,
     )  # fmt: skip
+    drain.add_argument(
+        "--finish", action="store_true", help="do the slides under way to their end, instead of to a checkpoint"
+    )
     drain.set_defaults(command=_drain)
     reload = _client(
         commands, "reload", "have the service read its configuration again",
@@ -124,7 +127,7 @@ def _say(state: Path, question: dict[str, Any], timeout_s: float = 10.0) -> int:
 def _drain(args: argparse.Namespace) -> int:
     state = find(args.service, args.config)
     run = RunDir(Path((state / RUN).read_text().strip())) if (state / RUN).exists() else None
-    print(ask_service(state, {"do": "drain"})["said"], flush=True)
+    print(ask_service(state, {"do": "drain", "finish": args.finish})["said"], flush=True)
     while run is not None and run.control_path.exists():
         time.sleep(0.1)
     print("the service has ended")

@@ -71,7 +71,7 @@ class Desk:
     def submit(self, question: dict[str, Any]) -> Later:
         """{"path", "urgency"?, "route"?}: take a slide that lies in a folder from which that is allowed."""
         service = self._service
-        if service.draining:
+        if service.closing:
             raise Refusal("the service is draining: it takes no more slides")
         path = _text(question, "path")
         urgency = None if question.get("urgency") is None else _urgency(question)
@@ -160,7 +160,10 @@ class Desk:
         return self._service.foreman.scale(lanes[name], stage, workers)
 
     def drain(self, question: dict[str, Any]) -> dict[str, Any]:
-        """Bring what is under way to a checkpoint, then end."""
+        """{"finish"?}: bring what is under way to a checkpoint, or do it to its end, then end."""
+        if question.get("finish") is True and not self._service.draining:
+            self._service.finish()
+            return {"said": "draining: ends when what is under way is done; the next start goes on with the rest"}
         within_s = self._service.config.supervisor.drain_s
         self._service.drain()
         return {"said": f"draining: ends within {within_s:g} s; the next start goes on"}

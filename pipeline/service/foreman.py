@@ -62,6 +62,8 @@ class Foreman:
     ) -> None:
         self.lanes = {route.name: Lane(route) for route in routes}
         self.draining = False
+        self.finishing = False
+        """Nothing more is given to lanes; what they have they do to its end."""
         self._run, self._ledger, self._nursery, self._pace = run, ledger, nursery, pace
         self._inbox: deque[tuple[Lane, LaneMessage]] = deque()
         self._scaling: dict[int, tuple[Lane, Scale, Later]] = {}
@@ -84,6 +86,11 @@ class Foreman:
     def settled(self) -> bool:
         """Whether it is known of every lane what becomes of it."""
         return all(lane.settled for lane in self.lanes.values())
+
+    @property
+    def idle(self) -> bool:
+        """Whether no lane has a slide, and all that they said is in the ledger."""
+        return not any(lane.jobs for lane in self.lanes.values()) and not self._inbox
 
     @property
     def ended(self) -> bool:
@@ -180,7 +187,11 @@ class Foreman:
 
     def offer(self, now: float, clock: float, pause_s: float) -> None:
         """Give lanes what they have room for, where anything has changed, or so long has passed (a time may have come)."""
-        if self.draining or (self._ledger.changes == self._changes and clock - self._offered_at < pause_s):
+        if (
+            self.draining
+            or self.finishing
+            or (self._ledger.changes == self._changes and clock - self._offered_at < pause_s)
+        ):
             return
         for lane in self.lanes.values():
             most = sum(lane.room().values()) if lane.up else 0

@@ -106,6 +106,11 @@ class Service:
         """Whether it takes nothing more and is on its way out."""
         return self.foreman.draining
 
+    @property
+    def closing(self) -> bool:
+        """Whether it takes nothing more: it drains, or does what is under way to its end before."""
+        return self.foreman.draining or self.foreman.finishing
+
     # ------------------------------------------------------------ the loop
 
     def run(self) -> Ending:
@@ -133,7 +138,7 @@ class Service:
         try:
             self.errands.collect()
             self.foreman.note(now)
-            if clock - self._intake_at >= INTAKE_S and not self.draining:
+            if clock - self._intake_at >= INTAKE_S and not self.closing:
                 self._intake_at = clock
                 for line in self.intake.poll(now, clock):
                     self.log.warning(line)
@@ -173,6 +178,8 @@ class Service:
         self._recent.add(sample(self.values(), clock))
         self.foreman.stop_what_is_over()
         self.foreman.end_what_is_silent(clock)
+        if self.foreman.finishing and self.foreman.idle:
+            self.drain()
         if not self.draining:
             for line in self._keeper.look(self.config.service, list(self.foreman.lanes.values()), now, clock):
                 self.log.info(line)
@@ -212,7 +219,7 @@ class Service:
 
     def values(self) -> dict[str, Any]:
         """How it stands, without the ledger."""
-        return run_values(list(self.foreman.lanes.values()), time.monotonic() - self._began, self.draining)
+        return run_values(list(self.foreman.lanes.values()), time.monotonic() - self._began, self.closing)
 
     def status(self) -> dict[str, Any]:
         """How it stands: lines for a person, and all of it."""
@@ -268,6 +275,12 @@ class Service:
         notify.notify(notify.STOPPING)
         self.log.info("draining: what is under way comes to a checkpoint")
         self.foreman.drain()
+
+    def finish(self) -> None:
+        """Take nothing more, do what is under way to its end, however long that takes, then end."""
+        if not self.closing:
+            self.foreman.finishing = True
+            self.log.info("draining: what is under way is done to its end")
 
     def _see_drained(self, clock: float) -> None:
         if self.foreman.ended:

@@ -23,7 +23,7 @@ from pipeline.service.lifecycle import State
 from pipeline.service.reasons import Kind
 from tests.end_to_end import runs
 from tests.end_to_end.runs import assert_same, table
-from tests.pipeline.service.services import Service, until
+from tests.pipeline.service.services import LIMIT_S, Service, until
 
 SLOW = {"inference": {"slow_s": 0.03}}
 SLOWER = {"inference": {"slow_s": 0.05}}
@@ -408,6 +408,17 @@ class TestEnd:
         assert said.returncode == 2 and "nothing is changed: " in said.stderr and "service.rotes" in said.stderr
         one.process.send_signal(signal.SIGHUP)
         until(lambda: "not reloaded" in one.console(), "SIGHUP reloads, too")
+
+    def test_drain_to_the_end_of_what_is_under_way(self, service, slides: dict[str, Path]) -> None:
+        """The slide that runs is complete, nothing more is taken, and the service ends by itself with code 75."""
+        one = service()
+        one.start()
+        drop(slides["large"], one.into / "large.tif")
+        one.until_state("large", State.RUNNING)
+        said = one.command("drain", "--finish")
+        assert said.returncode == 0 and "ends when what is under way is done" in said.stdout, said
+        assert one.process.wait(LIMIT_S) == 75
+        assert one.slide("large").state is State.COMPLETE
 
     def test_a_changed_log_level_reaches_lanes_that_run(self, service, slides: dict[str, Path]) -> None:
         """Less is said of the next slide, and more of the one after it; no lane is started anew."""
