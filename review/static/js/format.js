@@ -1,6 +1,7 @@
 // Numbers, areas, times and names as people read them, in the language of the page.
 
 import { currentLanguage, t } from "./i18n.js";
+import { inWords } from "./reasons.js";
 
 const locale = () => (currentLanguage() === "zh" ? "zh-CN" : "en-GB");
 export const NONE = "–";
@@ -44,4 +45,4 @@ export const reviewText = (state) => t(`review.${state}`, {}, state);
 export const verdictText = (verdict) => t(`verdict.${verdict ?? "none"}`);
 
 /** A reason without the count that the page says itself, in its own language. */
-export const reasonText = (reason) => (reason ?? "").replace(/^\d+ of \d+ patches failed(; )?/, "");
+export const reasonText = (reason) => inWords((reason ?? "").replace(/^\d+ of \d+ patches failed(; )?/, ""));

@@ -15,9 +15,13 @@ export function notice(text, { error = false } = {}) {
   return made;
 }
 
+// Of these the server's words say more than the kind does.
+const DETAILED = new Set(["slide_unreadable", "bad_input", "cannot_say", "not_installed", "storage"]);
+
 /** An error as one line for people: the text of its code where there is one, else the server's own. */
 export function explain(error) {
   const known = error.code && t(`error.${error.code}`, error.values, "");
+  if (known && DETAILED.has(error.code) && error.message) return `${known} (${error.message})`;
   return known || error.message || t("error.unknown");
 }
 

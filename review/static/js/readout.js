@@ -5,6 +5,7 @@ import { debounce, element, replace } from "./dom.js";
 import { number, probability } from "./format.js";
 import { FAILED, INFERRED } from "./heatdata.js";
 import { t } from "./i18n.js";
+import { inWords } from "./reasons.js";
 
 export class Readout {
   constructor(slide, data) {
@@ -64,7 +65,7 @@ export class Readout {
     const parts = [element("span", { class: "quiet" }, t("readout.patch", { column: cell.column, row: cell.row }))];
     if (cell.state === INFERRED) {
       this.data.classes.forEach((name, i) => parts.push(element("span", {}, `${name} `, element("strong", {}, probability(detail?.probabilities?.[name] ?? cell.probabilities[i])))));
-    } else if (cell.state === FAILED) parts.push(element("strong", {}, t("readout.failed")), detail?.reason ?? "");
+    } else if (cell.state === FAILED) parts.push(element("strong", {}, t("readout.failed")), inWords(detail?.reason));
     else parts.push(element("strong", {}, t("readout.pending")));
     const [model, engine] = [detail?.model ?? this.slide.model, detail?.engine ?? this.slide.engine];
     const name = (value) => (typeof value === "string" ? value : (value?.name ?? value?.engine ?? ""));

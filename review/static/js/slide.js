@@ -10,6 +10,7 @@ import { HeatPanel, habits } from "./heatpanel.js";
 import { t } from "./i18n.js";
 import { useKeys } from "./keys.js";
 import { listen } from "./live.js";
+import { Missing } from "./missing.js";
 import { whenLookedAt } from "./looking.js";
 import { explain, notice, noticeError } from "./notices.js";
 import { Outlines } from "./outlines.js";
@@ -71,6 +72,7 @@ class SlidePage {
     ]);
     root.append(element("div", { class: "no-slide" }, this.info.element, element("div", { class: "verdict" }, this.whyNoPicture()), signoff.element));
     this.stops.push(listen((event) => this.hear(event)));
+    if (this.detail.problem?.code === "storage") this.retry = setTimeout(() => dispatchEvent(new CustomEvent("slidestream-reload")), 20000);
   }
 
   /** A slide that was never examined, and one that was and cannot be opened from here any more, are not the same. */
@@ -122,6 +124,7 @@ class SlidePage {
     this.stage.prepend(this.toolbar.element);
     this.stage.append(this.hint, element("div", { class: "corner" }, this.scaleBar.element, this.readout.element));
     this.viewer.onView(() => this.redraw(), () => this.remember());
+    this.stage.append(new Missing(this.viewer).element);
     place.addEventListener("pointermove", (event) => this.point(event));
     place.addEventListener("pointerleave", () => this.readout.clear());
     this.rememberSoon = debounce(200, () => this.remember());
@@ -384,6 +387,7 @@ class SlidePage {
     for (const stop of this.stops) stop();
     this.rememberSoon?.cancel();
     clearTimeout(this.growing);
+    clearTimeout(this.retry);
     clearTimeout(this.regionTimer);
     cancelAnimationFrame(this.frameAsked);
     this.drawing?.cancel();

@@ -73,7 +73,8 @@ export class Viewer {
       visibilityRatio: 0.2,
       animationTime: still ? 0 : 0.35,
       springStiffness: 9,
-      imageLoaderLimit: 6,
+      // A browser has six connections to a server: tiles that hang must leave room for the page itself.
+      imageLoaderLimit: 4,
       maxImageCacheCount: 600,
       placeholderFillStyle: null,
       gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true, flickEnabled: false },
@@ -183,6 +184,17 @@ export class Viewer {
   setIcc(icc) {
     this.icc = icc;
     this.osd.addTiledImage({ tileSource: tileSource(this.slide, icc), index: 0, replace: true });
+  }
+
+  /** call() when a tile could not be had: its place is as empty as one without tissue. */
+  onMissing(call) {
+    // What is given up on the way to other tiles (another profile) is not missing.
+    this.osd.addHandler("tile-load-failed", ({ tiledImage }) => this.osd.world.getIndexOfItem(tiledImage) >= 0 && call());
+  }
+
+  /** Everything anew. */
+  loadAgain() {
+    this.setIcc(this.icc);
   }
 
   destroy() {

@@ -31,7 +31,7 @@ ROLES = {"vera": "viewer", "rosa": "reviewer", "ruth": "reviewer"}
 LIMIT_S = 60.0
 
 LUNG, DAMAGED, BROKEN = "lung 肺", "stat/damaged", "broken"
-FRESH = 6
+FRESH = 7
 # The damaged part of DAMAGED, level-0 px.
 HOLE = (1800, 1100, 500, 400)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from review.facts import slide_key
-from tests.review.browser.conftest import LUNG, Server
+from tests.review.browser.conftest import BROKEN, LUNG, Server
 from tests.review.browser.desk import PASSWORDS, Desk
 
 
@@ -212,6 +212,75 @@ def test_the_result_goes_out(desk: Desk, tmp_path: Path):
         assert "lung" in download.value.suggested_filename
     assert json.loads(saved["GeoJSON"].read_text())["type"] == "FeatureCollection"
     assert saved["CSV"].read_text().strip()
+
+
+def saved(desk: Desk, name: str, folder: Path) -> Path:
+    """The file that a button of "Save the result" gives."""
+    with desk.page.expect_download() as download:
+        desk.page.get_by_role("button", name=name).click()
+    path = folder / download.value.suggested_filename
+    download.value.save_as(path)
+    return path
+
+
+@pytest.mark.long
+def test_the_report_says_what_was_signed(acts_server: Server, fresh: str, sit, tmp_path: Path):
+    """PDF and DICOM, saved by buttons after a signature, and opened: slide, model, verdicts, comment, who signed, its hash."""
+    pypdf, pydicom = pytest.importorskip("pypdf"), pytest.importorskip("pydicom")
+    desk = sit(acts_server.address)
+    desk.sign_in("rosa")
+    desk.slide(fresh)
+    desk.page.locator(".thumb").first.wait_for()
+    desk.page.keyboard.press("n")
+    desk.page.keyboard.press("a")
+    desk.page.locator(".thumb[aria-current=true] .verdict", has_text="Accepted").wait_for()
+    desk.page.keyboard.press("c")
+    desk.page.keyboard.type("solid nests")
+    desk.page.keyboard.press("Control+Enter")
+    desk.until("document.querySelector('.comment button:not([hidden])') === null")
+    desk.page.keyboard.press("Escape")
+    sign(desk, "rosa")
+    review = desk.review(fresh)
+    desk.page.get_by_text("Save the result").click()
+
+    report = pypdf.PdfReader(saved(desk, "PDF report", tmp_path))
+    text = " ".join(" ".join(page.extract_text() for page in report.pages).split())
+    for word in (fresh, "demo-tumour", "rosa", "Accepted", "solid nests", review["signed"]["hash"][:16]):
+        assert word.casefold() in text.casefold(), (word, text)
+    assert sum(len(page.images) for page in report.pages) >= 1
+
+    mask = pydicom.dcmread(saved(desk, "DICOM segmentation", tmp_path))
+    assert mask.Modality == "SEG" and mask.pixel_array.any() and mask.SegmentSequence[0].SegmentLabel
+    findings = pydicom.dcmread(saved(desk, "DICOM structured report", tmp_path))
+    said = findings.to_json()
+    assert findings.Modality == "SR" and findings.VerificationFlag in ("VERIFIED", "UNVERIFIED")
+    assert "solid nests" in said and "rosa" in said.casefold()
+
+
+@pytest.mark.long
+def test_tiles_that_do_not_come_are_said_and_asked_for_again(desk: Desk):
+    """Nobody takes an empty place for glass: the page says what is missing, and loads it at a button."""
+    desk.sign_in("vera")
+    desk.page.route("**/tile/**", lambda route: route.fulfill(status=503, json={"error": "no", "code": "storage"}))
+    desk.slide(LUNG)
+    desk.page.get_by_text("Parts of the picture could not be loaded").wait_for()
+    desk.page.unroute("**/tile/**")
+    with desk.page.expect_response(lambda answer: "/tile/" in answer.url and answer.ok):
+        desk.page.get_by_role("button", name="Load again").click()
+    desk.settled()
+    assert desk.page.get_by_text("Parts of the picture could not be loaded").count() == 0
+    assert all("failed to load" in complaint for complaint in desk.complaints)  # OpenSeadragon tells of each
+    desk.complaints.clear()
+
+
+@pytest.mark.long
+def test_reasons_in_chinese_keep_the_pipelines_words(desk: Desk):
+    """The kind of the reason is said in the page's language, the detail as it was."""
+    desk.sign_in("vera")
+    row = desk.page.locator("tr", has_text=BROKEN)
+    row.get_by_text("is not a slide in a format that OpenSlide knows", exact=True).wait_for()
+    desk.page.get_by_label("Language").select_option("zh")
+    row.get_by_text("不是已知格式的切片（is not a slide in a format that OpenSlide knows）").wait_for()
 
 
 def test_no_path_leads_out(desk: Desk, results: Path):

@@ -10,8 +10,11 @@ import pandas as pd
 import pytest
 
 from review.facts import slide_key
+from tests.end_to_end import runs
 from tests.review.browser.conftest import DAMAGED, HOLE, LUNG, Server
 from tests.review.browser.desk import Desk
+from tests.review.test_tiles import wide_profile
+from tests.slides.jpeg_tiffs import UNDEFINED, Flavour, tissue, write_jpeg_tiff
 
 pytestmark = pytest.mark.long
 
@@ -223,3 +226,56 @@ def test_nothing_overflows_at_the_smallest_and_largest_screen(sit, server: Serve
             box = desk.page.get_by_role("button", name=name, exact=True).bounding_box()
             assert box["x"] + box["width"] <= width and box["y"] + box["height"] <= height
         assert slide_key(LUNG) in desk.page.url
+
+
+def test_buttons_can_be_read_under_the_pointer(sit, server: Server):
+    """Chosen, main and common ones: text and ground differ by WCAG's 4.5 to 1 while the pointer is on them."""
+    desk = sit(server.address, reduced_motion="reduce")
+    desk.sign_in("rosa")
+    desk.slide(LUNG)
+    desk.page.get_by_role("button", name="20 times").click()
+    desk.until("document.querySelector('.toolbar [aria-pressed=true]')")
+    buttons = ['.toolbar button[aria-pressed="true"]', ".sign-off button.main", ".toolbar button:first-child"]
+    for selector in buttons:
+        desk.page.locator(selector).first.hover()
+        desk.page.wait_for_timeout(300)
+        colours = desk.page.evaluate(
+            "s => { const c = getComputedStyle(document.querySelector(s)); return [c.color, c.backgroundColor]; }",
+            selector,
+        )
+        lights = []
+        for colour in colours:
+            parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+            linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+            lights.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+        assert (max(lights) + 0.05) / (min(lights) + 0.05) >= 4.5, (selector, colours)
+
+
+def test_the_scanners_colours_can_be_switched_off(serve, sit, tmp_path: Path):
+    """ICC is on where the slide has a profile: the button asks for tiles without it, and the picture's colours change."""
+    out = tmp_path / "out"
+    write_jpeg_tiff(tmp_path / "a.tif", [tissue(1500, 1100)], Flavour(extra={34675: (UNDEFINED, wide_profile())}))
+    (tmp_path / "a.tif.mpp").write_text("0.5")
+    assert runs.command("run", tmp_path / "a.tif", "--out", out, "--no-progress", limit_s=240).returncode == 0
+    desk = sit(serve(out).address)
+    asked: list[str] = []
+    desk.page.on("response", lambda answer: asked.append(answer.url) if "/tile/" in answer.url and answer.ok else None)
+    desk.sign_in("vera")
+    desk.slide("a")
+    desk.page.keyboard.press("h")
+    colour = (
+        "() => { const c = document.querySelector('.openseadragon-canvas canvas'); const x = c.width >> 1, y = c.height >> 1;"
+        "return [...c.getContext('2d').getImageData(x, y, 1, 1).data]; }"
+    )
+    button = desk.page.get_by_role("button", name="Use the scanner's colour profile")
+    assert button.get_attribute("aria-pressed") == "true" and asked and all("icc=1" in url for url in asked)
+    desk.page.wait_for_timeout(800)
+    coloured = desk.page.evaluate(colour)
+    asked.clear()
+    button.click()
+    assert button.get_attribute("aria-pressed") == "false"
+    desk.settled()
+    desk.page.wait_for_timeout(800)
+    assert asked and all("icc=0" in url for url in asked)
+    plain = desk.page.evaluate(colour)
+    assert sum(abs(a - b) for a, b in zip(coloured, plain, strict=True)) >= 10, (coloured, plain)
