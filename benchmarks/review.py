@@ -63,27 +63,48 @@ def served(results: Path, made: bool) -> Iterator[tuple[int, psutil.Process]]:
         process.stderr.close()
 
 
-class Connection:
-    """HTTP/1.1 with keep-alive, and nothing more."""
+class Connection(asyncio.Protocol):
+    """HTTP/1.1 with keep-alive, and nothing more: what a viewer costs must not be taken for what the server costs."""
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._data = bytearray()
+        self._body: int | None = None
+        self._answer: asyncio.Future[bytes] | None = None
 
     async def get(self, path: str) -> bytes:
         """The body of a 200."""
-        if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
-        reader, writer = self._streams
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
-        if not head.startswith("http/1.1 200"):
-            raise RuntimeError(f"{path}: {head.splitlines()[0]}")
-        return await reader.readexactly(int(head.partition("content-length:")[2].split("\r\n")[0]))
+        loop = asyncio.get_running_loop()
+        if self._transport is None:
+            self._transport, _ = await loop.create_connection(lambda: self, "127.0.0.1", self._port)
+        self._answer = loop.create_future()
+        self._transport.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        return await self._answer
+
+    def data_received(self, data: bytes) -> None:
+        self._data += data
+        if self._body is None:
+            end = self._data.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            head = self._data[:end].decode("latin-1").lower()
+            if not head.startswith("http/1.1 200"):
+                self._answer.set_exception(RuntimeError(head.splitlines()[0]))
+                return
+            self._body = end + 4 + int(head.partition("content-length:")[2].split("\r\n")[0])
+            self._begin = end + 4
+        if len(self._data) >= self._body:
+            body, self._data, self._body = bytes(self._data[self._begin : self._body]), bytearray(), None
+            self._answer.set_result(body)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(ConnectionError("the server has closed the connection"))
 
     def close(self) -> None:
-        if self._streams is not None:
-            self._streams[1].close()
+        if self._transport is not None:
+            self._transport.close()
 
 
 async def look_around(
@@ -216,6 +237,7 @@ def first_view(port: int, slide: str) -> float:
 def beside_a_run(slide: Path, folder: Path, seconds: float) -> dict[str, Any]:
     """Patches/s of a run with nobody looking and with twenty viewers of another slide, in turns."""
     speeds: dict[bool, list[float]] = {False: [], True: []}
+    cores: list[tuple[float, float]] = []  # of the server, of the viewers
     with served(results_of(folder / "watched", slide), False) as (port, process):
         asyncio.run(crowd(port, key_of("large"), 1, 1, 0))
         for number in range(3):
@@ -224,25 +246,31 @@ def beside_a_run(slide: Path, folder: Path, seconds: float) -> dict[str, Any]:
                 command = [sys.executable, "-m", "pipeline.cli", "run", str(slide), "--out", str(out), "--no-progress"]
                 command += ["--set", "results.formats=[csv]"]
                 crowding = [sys.executable, "-m", "benchmarks.review", "--crowd", str(port), "--seconds", "600"]
-                others = subprocess.Popen(crowding, cwd=table.ROOT) if watched else None
-                before = process.cpu_times()
+                others = psutil.Popen(crowding, cwd=table.ROOT) if watched else None
+                before, began = _cpu(process), time.perf_counter()
                 subprocess.run(command, cwd=table.ROOT, check=True, capture_output=True)
                 if others is not None:
+                    took = time.perf_counter() - began
+                    cores.append(((_cpu(process) - before) / took, _cpu(others) / took))
                     others.kill()
                     others.wait()
                 record = json.loads((out / "run.json").read_text())
                 speeds[watched].append(record["patches_per_s"])
                 shutil.rmtree(out)
-                if watched:
-                    after = process.cpu_times()
-                    cores = (after.user + after.system - before.user - before.system) / record["seconds"]
     alone, with_viewers = (float(np.median(speeds[watched])) for watched in (False, True))
     return {
         "patches_per_s_alone": alone,
         "patches_per_s_with_20_viewers": with_viewers,
         "ratio": round(with_viewers / alone, 3),
-        "server_cores": round(cores, 3),
+        "ratios_by_pair": [round(b / a, 3) for a, b in zip(speeds[False], speeds[True], strict=True)],
+        "server_cores": round(float(np.median([one for one, _ in cores])), 3),
+        "viewers_cores_here_on_other_machines_in_life": round(float(np.median([one for _, one in cores])), 3),
     }
+
+
+def _cpu(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
 
 
 def main() -> None:
