@@ -104,6 +104,8 @@ class AotiNetwork:
         # The loader unpacks the package where TMPDIR says and leaves that behind when the process is killed. Once all
         # kernels have run nothing of it is read any more, so it is gone before work begins.
         self._unpacked = tempfile.TemporaryDirectory(prefix="slidestream-", ignore_cleanup_errors=True)
+        # What is compiled for the process as it runs goes the same way.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", self._unpacked.name)
         try:
             with quiet(), _temporary(self._unpacked.name):
                 if self.on_gpu:

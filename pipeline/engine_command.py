@@ -65,11 +65,17 @@ def add_parser(commands: Any) -> None:
     remove.set_defaults(command=_remove)
 
 
+def _facts(entry: Entry) -> dict[str, Any]:
+    """The sidecar, with the path of the plan and how large it is in place of what the cache checks it by."""
+    plan = entry.record.get("plan") or {}
+    return {**entry.record, "plan": str(entry.plan), "bytes": plan.get("size"), "problem": entry.problem}
+
+
 def _list(args: argparse.Namespace) -> int:
     cache = cache_of(args)
     entries = cache.entries()
     if args.json:
-        print(json.dumps([{"plan": str(e.plan), "problem": e.problem, **e.record} for e in entries], indent=1))
+        print(json.dumps([_facts(entry) for entry in entries], indent=1))
         return 0
     for entry in entries:
         identity = entry.identity
@@ -91,7 +97,7 @@ def _list(args: argparse.Namespace) -> int:
 
 def _inspect(args: argparse.Namespace) -> int:
     entry = _named(cache_of(args), args.engine)
-    print(json.dumps({"plan": str(entry.plan), "problem": entry.problem, **entry.record}, indent=1))
+    print(json.dumps(_facts(entry), indent=1))
     if not entry.problem:
         entry.read_plan()  # raises where it is damaged
     return 1 if entry.problem else 0

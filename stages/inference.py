@@ -24,7 +24,9 @@ from results.columns import NOT_A_NUMBER, unanswered
 
 WAIT_S = 0.002  # for the oldest batch, before looking at the socket again
 TELEMETRY_S = 1.0
-LAST_WORD_S = 0.5  # where work has run out; a stage that idles between batches says no more than this
+# Where work has run out: sooner than the last slide's files are written, so that the record of a run has it all; a stage that
+# idles between batches says no more often than this.
+LAST_WORD_S = 0.1
 
 
 @dataclass(slots=True)
