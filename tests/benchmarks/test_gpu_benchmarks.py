@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import gpu_stage, whole
-from benchmarks.inputs import DEMO_MODEL, _tiny
+from benchmarks.inputs import DEMO_MODEL, tiny
 from benchmarks.mosaic import BLOCK, mosaic
 from benchmarks.recovery import journal_bytes
 
@@ -38,7 +38,7 @@ def ran(module: str, *words: str) -> dict[str, Any]:
 
 def test_the_real_stage_beside_the_bare_loop(tmp_path: Path) -> None:
     """Two real inference processes, fed from full slots, give a rate, latencies and full batches; so does the bare loop."""
-    model = _tiny(tmp_path / "tiny")
+    model = tiny(tmp_path / "tiny")
     words = ["--networks", str(model), "--engine", "onnx", "--batches", "8", "--contexts", "2", "--processes", "2"]
     (row,) = ran("gpu_stage", *words, "--seconds", "0.3", "--out", str(tmp_path / "out.json"))["rows"]
     assert row["ratio"] == pytest.approx(row["stage/s"] / row["bare/s"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.inputs import _tiny
+from benchmarks.inputs import tiny
 from benchmarks.same_bits import compare, same
 from engines.gpu_engine import GpuEngine
 from tests.benchmarks.test_gpu_benchmarks import ran
@@ -57,7 +57,7 @@ def test_a_context_that_computes_otherwise_is_found() -> None:
 
 def test_processes_are_compared(tmp_path: Path) -> None:
     """Three of them, with the engine for CPUs, for which nothing differs."""
-    model = _tiny(tmp_path / "tiny")
+    model = tiny(tmp_path / "tiny")
     words = ["--network", str(model), "--engine", "onnx", "--batch", "4", "--contexts", "2", "--seconds", "0.05"]
     rows = ran("same_bits", *words, "--out", str(tmp_path / "out.json"))["rows"]
     assert [row["process"] for row in rows] == [0, 1, 2] and same(rows)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.inputs import _tiny
+from benchmarks.inputs import tiny
 from pipeline import engine_bench
 from pipeline.config import ConfigError
 from pipeline.engine_bench import Plan, Subject, line, measure
@@ -19,7 +19,7 @@ from pipeline.engine_variants import ON_CPU, drive
 @pytest.fixture
 def subject(tmp_path: Path) -> Subject:
     """A tiny model with patches of noise."""
-    directory = _tiny(tmp_path / "tiny")
+    directory = tiny(tmp_path / "tiny")
     for name, count in (("patches", 20), ("calibration", 4)):
         pixels = np.random.default_rng(count).integers(0, 256, (count, 224, 224, 3), np.uint8)
         np.save(tmp_path / f"{name}.npy", pixels)
