@@ -32,11 +32,13 @@ from review.entry import Entry
 from review.errors import Refused
 from review.facts import slide_key as key_of
 from review.folders import Journals, Root, Run, Runs, Summaries, Unfinished, roots
+from review.patience import Readers
 
 # Of the inferred patches' probabilities of the heatmap class: the highest one alone is often dust.
 SCORE_QUANTILE = 0.99
 TUMOUR_FROM = 0.5
 LOOK_S = 0.5
+STORAGE_S = 1.0  # for a share to say when a file was written
 _TABLES_BYTES = 256 << 20
 _REGIONS_KEPT = 64
 
@@ -58,6 +60,7 @@ class Catalogue:
         self._looked = -math.inf
         self._runs = Runs(self.results)
         self._journals = Journals(self.results)
+        self._storage = Readers(most=2, each=1, late_s=0.5, limit_s=STORAGE_S)
         self._summaries: dict[Root, Summaries] = {}
         self._loaded: dict[tuple[Path, str], tuple[int, Entry]] = {}
         self._entries: dict[str, Entry] = {}
@@ -172,7 +175,7 @@ class Catalogue:
             patches["planned"],
             patches["inferred"],
             patches["failed"],
-            _iso(_written(path)),
+            _iso(self._written(path)),
             _iso(changed / 1e9),
             f"summary-{changed}",
             classes,
@@ -222,7 +225,7 @@ class Catalogue:
                     len(own.states),
                     int(np.count_nonzero(inferred)),
                     int(np.count_nonzero(own.states == FAILED)),
-                    _iso(_written(str(header["path"]))),
+                    _iso(self._written(str(header["path"]))),
                     None,
                     version,
                     classes,
@@ -233,6 +236,15 @@ class Catalogue:
                 )
             )
         return entries
+
+    def _written(self, path: str) -> float | None:
+        """When the slide's file was last written: that is when it arrived, as far as a results folder can tell. None where
+        it cannot be told, also because its share does not answer: a list without that time is better than none."""
+        share = "/".join(Path(path).parts[:3])
+        try:
+            return self._storage.call(share, lambda: os.stat(path).st_mtime)
+        except (OSError, ValueError, Refused):
+            return None
 
     def _parts(self, header: Mapping[str, Any], every: list[Root]) -> list[tuple[Root, tuple[str, ...], slice]]:
         """Folder, classes and columns of each model whose answers a journal holds."""
@@ -358,11 +370,3 @@ def _iso(time_s: float | None) -> str | None:
     if time_s is None:
         return None
     return datetime.datetime.fromtimestamp(time_s, datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def _written(path: str) -> float | None:
-    """When the slide's file was last written: that is when it arrived, as far as a results folder can tell."""
-    try:
-        return os.stat(path).st_mtime
-    except (OSError, ValueError):
-        return None

@@ -47,6 +47,29 @@ def test_a_real_run(results):
     assert whole.key == key_of("ward 3/Präparat") and len(whole.key) == 20
 
 
+
+def test_a_share_that_does_not_answer_costs_the_time_of_arrival_alone(results, monkeypatch) -> None:
+    """Its slides are listed with all that the results folder knows, also at the first look; they wait once, not one by one.
+
+    A file system that hangs cannot be had here, so its answer is held up.
+    """
+    answer, real, asked = threading.Event(), os.stat, []
+
+    def slow(path, *args, **kwargs):
+        if str(path).startswith(str(results.slides)):
+            asked.append(path)
+            answer.wait()
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", slow)
+    try:
+        found = Catalogue(results.out).look()
+    finally:
+        answer.set()
+    assert {"ward 3/Präparat", "ward 3/frozen"} <= {entry.slide for entry in found.values()}
+    assert all(entry.arrived is None for entry in found.values()) and len(asked) == 1
+
+
 def test_what_has_not_changed_is_not_read_again(tmp_path, monkeypatch):
     """One new summary among many: only that is read, and folders without news are not listed."""
     for number in range(30):
