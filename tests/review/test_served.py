@@ -176,6 +176,7 @@ def test_a_page_that_cannot_be_served_stops_no_pipeline(service, slide, tmp_path
     assert "review page" not in one.command("status").stdout
 
 
+@pytest.mark.long
 def test_a_slide_grows_while_the_service_reads_it(service, slide):
     """Its patches are there before it is complete: heatmap, class and state as in the list of a run."""
     one = service(sabotage={"inference": {"slow_s": 0.2}}, review={"enabled": True, "port": 0})
