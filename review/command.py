@@ -92,7 +92,7 @@ def _serve(args: argparse.Namespace) -> int:
     from review.log import NAME, ReviewLog
     from review.operations import operations
     from review.reading import Reading
-    from review.serving import Serving, names
+    from review.serving import Serving, give_way, names
     from review.slide_pool import SlidePool
 
     if args.results is None:
@@ -135,6 +135,7 @@ def _serve(args: argparse.Namespace) -> int:
             file=sys.stderr,
             flush=True,
         )
+    give_way()  # a run may be at work on this machine
     # A terminal that is closed ends it like Ctrl-C does.
     signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     uvicorn.Server(serving.config(app, log_level="warning")).run(sockets=[listening])

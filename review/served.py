@@ -11,7 +11,6 @@ any stage is.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import getpass
 import json
 import os
@@ -42,12 +41,10 @@ from review.library_log import LibraryLog, Place
 from review.live import Live
 from review.reading import Reading
 from review.service_figures import ServiceFigures
-from review.serving import Serving, names
+from review.serving import Serving, give_way, names
 from review.slide_pool import SlidePool
 
 SESSIONS = "review-sessions.sqlite"
-NICE = 10  # readers and the CPU's inference are at 5
-OOM_SCORE = 800  # of 1000: the kernel's first choice
 HANG_S = 60.0
 
 
@@ -128,14 +125,6 @@ def as_keys(text: str) -> str:
         return f"service.review.{_OPTIONS.get(option[1], option[1].replace('-', '_'))}"
 
     return re.sub(r"--([a-z][a-z-]*)", key, text)
-
-
-def give_way() -> None:
-    """Others first: for the cores, and when memory is short."""
-    with contextlib.suppress(OSError):
-        os.nice(NICE - os.nice(0))
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
 
 
 def _publish(run: RunDir, text: str) -> None:

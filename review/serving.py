@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 import ssl
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ from review.guard import Guard, implicit, password_users, trusted_header
 from review.security import Listening, check_listening
 
 CONNECTIONS = 256
+NICE = 10  # readers and the CPU's inference are at 5
+OOM_SCORE = 800  # of 1000: the kernel's first choice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,3 +109,11 @@ def names(host: str, more: tuple[str, ...] | list[str]) -> list[str]:
     own = [] if host in ("0.0.0.0", "::") else [host]  # that is no name anybody asks under
     every = ("localhost", "127.0.0.1", "::1", *own, *more)
     return [f"[{name}]" if ":" in name else name for name in every]
+
+
+def give_way() -> None:
+    """Others first: for the cores, and when memory is short."""
+    with contextlib.suppress(OSError):
+        os.nice(NICE - os.nice(0))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
