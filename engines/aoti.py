@@ -101,11 +101,9 @@ class AotiNetwork:
         # How cuDNN and cuBLAS compute, for the whole process; the package leaves it to them. Shapes never change.
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        # The loader unpacks the package where TMPDIR says and leaves that behind when the process is killed. Once all
-        # kernels have run nothing of it is read any more, so it is gone before work begins.
+        # The loader unpacks the package where TMPDIR says and leaves that behind when the process is killed; Inductor keeps
+        # its own folder, which it would make where Python found its temporary one. Once all kernels have run nothing of it is read any more, so it is gone before work begins.
         self._unpacked = tempfile.TemporaryDirectory(prefix="slidestream-", ignore_cleanup_errors=True)
-        # What is compiled for the process as it runs goes the same way.
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", self._unpacked.name)
         try:
             with quiet(), _temporary(self._unpacked.name):
                 if self.on_gpu:
@@ -173,16 +171,18 @@ class AotiNetwork:
 
 @contextmanager
 def _temporary(folder: str) -> Iterator[None]:
-    """TMPDIR is `folder` while the block runs."""
-    before = os.environ.get("TMPDIR")
-    os.environ["TMPDIR"] = folder
+    """TMPDIR, and Inductor's own folder, are `folder` while the block runs."""
+    names = ("TMPDIR", "TORCHINDUCTOR_CACHE_DIR")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, folder))
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["TMPDIR"]
-        else:
-            os.environ["TMPDIR"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 class _Memory:
