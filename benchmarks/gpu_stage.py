@@ -30,6 +30,7 @@ from benchmarks import table
 from benchmarks.batcher import Crowd, submit
 from benchmarks.prepared import NAMES, Ready, ready
 from benchmarks.timed_stage import TIMES
+from engines.python_path import python_path
 from pipeline import memory
 from pipeline.bench_engine import engines_alone
 from pipeline.config import load_config
@@ -92,7 +93,7 @@ def stage(
     context = zmq.Context()
     hub = context.socket(zmq.DEALER)
     try:
-        environment = {**os.environ, "PYTHONPATH": _path()}
+        environment = {**os.environ, "PYTHONPATH": python_path()}
         parent = ["--parent", str(os.getpid())]
         real = ["--run", str(folder), "--generation", "1", "--memory", str(fd), *parent]
         command = table.python("-m", "stages.batcher", "--name", "batcher", *real)
@@ -123,10 +124,6 @@ def stage(
             process.wait()
         os.close(fd)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _path() -> str:
-    return os.pathsep.join(filter(None, [str(table.ROOT), os.environ.get("PYTHONPATH", "")]))
 
 
 def _serve(crowd: Crowd, hub: zmq.Socket, processes: list[subprocess.Popen], until: float) -> None:

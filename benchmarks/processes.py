@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.table import ROOT
+from engines.python_path import python_path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -56,7 +57,6 @@ def watch(
     With `due(seconds since the start)`, that is called so often instead, and a sample is taken where it says so: a
     sample costs a millisecond, which is too much to be taken all the time. TimeoutError where the run takes longer.
     """
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     began = time.monotonic()
     process = subprocess.Popen(
         command,
@@ -65,7 +65,7 @@ def watch(
         text=True,
         errors="replace",
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": python_path()},
     )
     watched = Watched(0, 0.0, 0.0, "")
     before = os.times()

@@ -26,6 +26,7 @@ from benchmarks import table
 from benchmarks.mosaic import mosaic
 from benchmarks.prepared import NAMES, Ready, ready
 from benchmarks.processes import identity, tree
+from engines.python_path import python_path
 
 SAME = 1e-6  # of probabilities
 POLL_S = 0.005
@@ -39,11 +40,10 @@ def run(
     """One run, with a kill once the journal has `kill_at` bytes. RuntimeError where it fails or ends too soon."""
     command = table.slidestream("run", str(slide), "--out", str(out), "--model", str(subject.model), "--no-progress")
     command += [word for text in sets for word in ("--set", text)]
-    path = os.pathsep.join(filter(None, [str(table.ROOT), os.environ.get("PYTHONPATH", "")]))
     began = time.monotonic()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, text=True, env={**os.environ, "PYTHONPATH": path}
+            command, stdout=output, stderr=output, text=True, env={**os.environ, "PYTHONPATH": python_path()}
         )
         try:
             figures: dict[str, Any] = {}

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import yaml
 
 from benchmarks import table
+from engines.python_path import python_path
 from pipeline.service.migrations import LedgerError
 from pipeline.service.notify import READY, WATCHDOG
 from pipeline.service.state import LEDGER
@@ -92,8 +93,7 @@ class Served:
 
     def start(self) -> None:
         """Begin, or begin again. Does not wait."""
-        path = os.pathsep.join(filter(None, [str(table.ROOT), os.environ.get("PYTHONPATH", "")]))
-        environment = {**os.environ, "TMPDIR": str(self.temporary), "PYTHONPATH": path}
+        environment = {**os.environ, "TMPDIR": str(self.temporary), "PYTHONPATH": python_path()}
         environment |= {"NOTIFY_SOCKET": str(self.temporary / "notify"), "WATCHDOG_USEC": str(int(WATCHDOG_S * 1e6))}
         sets = [word for text in self.sets for word in ("--set", text)]
         self.process = subprocess.Popen(

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from engines.python_path import python_path
 from pipeline.machine import MIB, detect
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,7 +102,6 @@ def run(command: Sequence[str], timeout_s: float, environment: dict[str, str] | 
     """Run a command to its end. RuntimeError with its last lines where it fails, subprocess.TimeoutExpired."""
     before = os.times()
     began = time.monotonic()
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     done = subprocess.run(
         command,
         check=False,
@@ -111,7 +111,7 @@ def run(command: Sequence[str], timeout_s: float, environment: dict[str, str] | 
         errors="replace",
         timeout=timeout_s,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path, **(environment or {})},
+        env={**os.environ, "PYTHONPATH": python_path(), **(environment or {})},
     )
     wall_s, after = time.monotonic() - began, os.times()
     cpu_s = after.children_user - before.children_user + after.children_system - before.children_system

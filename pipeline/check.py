@@ -72,10 +72,10 @@ def report(config: Config, out: Path | None = None, machine: Machine | None = No
     machine = detect() if machine is None else machine
     service: list[Finding] = []
     if config.service.routes:
-        from pipeline.service.check_routes import check_service, of_route
+        from pipeline.service.check_routes import check_service
 
         service = [Finding(*found) for found in check_service(config, machine, probe)]
-        config = of_route(config, config.service.routes[0])  # the rest is told of the first lane
+        config = config.service.routes[0].over(config)  # the rest is told of the first lane
     facts, model = check_model(config)
     placement, gpus = check_gpus(config)
     sized = resolve(

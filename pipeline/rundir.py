@@ -49,3 +49,9 @@ class RunDir:
     def folded(self, number: int = 0) -> Path:
         """Of the run's model `number`."""
         return self.path / f"model-{number}.onnx"
+
+    def publish(self, name: str, line: str) -> None:
+        """A line for other processes to read, there whole or not at all. OSError."""
+        part = self.path / f"{name}.part"
+        part.write_text(f"{line}\n")
+        part.replace(self.path / name)

@@ -124,7 +124,7 @@ def _model(args: argparse.Namespace, config: Config) -> tuple[Route | None, Conf
     if args.route is None and len(models) > 1:
         raise ConfigError(f"the routes {', '.join(routes)} have different models; name one with --route")
     route = routes[args.route] if args.route is not None else next(iter(routes.values()))
-    return route, config if route.model is None else config.model_copy(update={"model": route.model})
+    return route, route.over(config)
 
 
 def _one_or_all(models: Sequence[str]) -> str | tuple[str, ...]:

@@ -98,18 +98,24 @@ def die_with_parent(parent: int) -> None:
         os._exit(EXIT_FAULT)
 
 
-def main(kind: str, work: Callable[[Post], None]) -> None:
-    """Run `work` as a stage process; never returns."""
-    faulthandler.enable()
-    parser = argparse.ArgumentParser(prog=f"stages.{kind}", description="Started by the supervisor, not by hand.")
+def begun(program: str, starter: str, **options: type) -> argparse.Namespace:
+    """The arguments of a process of ours: --run, and `options`, all of which must be given. It dies with its parent, and
+    leaves Ctrl-C to `starter`."""
+    parser = argparse.ArgumentParser(prog=program, description=f"Started by the {starter}, not by hand.")
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--name", required=True)
-    parser.add_argument("--generation", type=int, required=True)
-    parser.add_argument("--memory", type=int, required=True)
+    for name, kind in options.items():
+        parser.add_argument(f"--{name}", type=kind, required=True)
     parser.add_argument("--parent", type=int, required=True)
     arguments = parser.parse_args()
     die_with_parent(arguments.parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return arguments
+
+
+def main(kind: str, work: Callable[[Post], None]) -> None:
+    """Run `work` as a stage process; never returns."""
+    faulthandler.enable()
+    arguments = begun(f"stages.{kind}", "supervisor", name=str, generation=int, memory=int)
     run = RunDir(arguments.run)
     try:
         settings = json.loads(run.settings.read_text())

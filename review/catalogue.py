@@ -6,7 +6,6 @@ were. Ten thousand slides cost one stat a folder.
 
 from __future__ import annotations
 
-import datetime
 import json
 import math
 import os
@@ -28,7 +27,7 @@ from results.layout import output_path
 from results.record import FAILED, INFERRED
 from results.summary import read_head
 from review import heat, regions
-from review.entry import Entry
+from review.entry import Entry, iso, pick
 from review.errors import Refused
 from review.facts import slide_key as key_of
 from review.folders import Journals, Root, Run, Runs, Summaries, Unfinished, roots
@@ -175,8 +174,8 @@ class Catalogue:
             patches["planned"],
             patches["inferred"],
             patches["failed"],
-            _iso(self._written(path)),
-            _iso(changed / 1e9),
+            self._written(path),
+            iso(changed / 1e9),
             f"summary-{changed}",
             classes,
             label,
@@ -225,7 +224,7 @@ class Catalogue:
                     len(own.states),
                     int(np.count_nonzero(inferred)),
                     int(np.count_nonzero(own.states == FAILED)),
-                    _iso(self._written(str(header["path"]))),
+                    self._written(str(header["path"])),
                     None,
                     version,
                     classes,
@@ -237,12 +236,12 @@ class Catalogue:
             )
         return entries
 
-    def _written(self, path: str) -> float | None:
+    def _written(self, path: str) -> str | None:
         """When the slide's file was last written: that is when it arrived, as far as a results folder can tell. None where
         it cannot be told, also because its share does not answer: a list without that time is better than none."""
         share = "/".join(Path(path).parts[:3])
         try:
-            return self._storage.call(share, lambda: os.stat(path).st_mtime)
+            return iso(self._storage.call(share, lambda: os.stat(path).st_mtime))
         except (OSError, ValueError, Refused):
             return None
 
@@ -271,11 +270,7 @@ class Catalogue:
 
     def entry(self, key: str, fresh: bool = True) -> Entry:
         """The slide of a key. Refused (404) where there is none. `fresh=False`: as it was at the last look, if it was there."""
-        found = None if fresh else self._entries.get(key)
-        found = found or self.look().get(key)
-        if found is None:
-            raise Refused(404, "no_slide", "there is no such slide")
-        return found
+        return pick(key, {} if fresh else self._entries, self.look)
 
     def running_model(self, entry: Entry) -> dict[str, Any]:
         """What the run says of the model of a slide; empty where it is not known."""
@@ -364,9 +359,3 @@ def _beside(entry: Entry, facts: Mapping[str, Any]) -> Entry:
     if not entry.version.startswith("summary") and (entry.state != "running" or "finished" in facts):
         known |= {name: facts[name] for name in ("state", "reason", "finished") if name in facts}
     return replace(entry, **known)
-
-
-def _iso(time_s: float | None) -> str | None:
-    if time_s is None:
-        return None
-    return datetime.datetime.fromtimestamp(time_s, datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import datetime
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from review.errors import Refused
 
 if TYPE_CHECKING:
     from review.heat import Table
@@ -90,3 +93,16 @@ class Shelf(Protocol):
 
     def regions(self, key: str, label: str | None, threshold: float, min_um2: float) -> list[Region]:
         """The suspicious regions of a slide. Refused (404, 422)."""
+
+
+def pick(key: str, known: Mapping[str, Entry], look: Callable[[], Mapping[str, Entry]]) -> Entry:
+    """The slide of a key: from `known`, else from a new look. Refused (404) where there is none."""
+    found = known.get(key) or look().get(key)
+    if found is None:
+        raise Refused(404, "no_slide", "there is no such slide")
+    return found
+
+
+def iso(time_s: float) -> str:
+    """A time since the epoch as the API writes it: ISO 8601, UTC, whole seconds."""
+    return datetime.datetime.fromtimestamp(time_s, datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from pipeline.service.lifecycle import State
 from pipeline.service.migrations import LedgerError
 from pipeline.service.records import Standing
 from pipeline.service.view import View
+from review.entry import iso
 
 # How the worklist calls what has no result, and what it says where the ledger gives no reason.
 _STATES = {
@@ -55,7 +55,7 @@ class LedgerFacts:
 
 def facts_of(slide: Standing) -> dict[str, Any]:
     """`state` and `reason` only where there is no result: a result says itself how it stands."""
-    facts: dict[str, Any] = {"urgency": str(slide.urgency), "arrived": _iso(slide.seen)}
+    facts: dict[str, Any] = {"urgency": str(slide.urgency), "arrived": iso(slide.seen)}
     if slide.state in _STATES:
         state, otherwise = _STATES[slide.state]
         # The reason of an earlier attempt is none while it runs.
@@ -64,9 +64,5 @@ def facts_of(slide: Standing) -> dict[str, Any]:
             reason = otherwise
         facts |= {"state": state, "reason": reason or otherwise}
         if state == "failed" and slide.finished is not None:
-            facts["finished"] = _iso(slide.finished)
+            facts["finished"] = iso(slide.finished)
     return facts
-
-
-def _iso(time_s: float) -> str:
-    return datetime.datetime.fromtimestamp(time_s, datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

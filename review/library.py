@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline import log
 from review.catalogue import LOOK_S, Catalogue
-from review.entry import Entry
+from review.entry import Entry, pick
 from review.errors import Refused
 from review.facts import slide_key
 from review.heat import Table
@@ -99,11 +99,7 @@ class Library:
 
     def entry(self, key: str, fresh: bool = True) -> Entry:
         """See `Shelf`."""
-        found = None if fresh else self._entries.get(key)
-        found = found or self.look().get(key)
-        if found is None:
-            raise Refused(404, "no_slide", "there is no such slide")
-        return found
+        return pick(key, {} if fresh else self._entries, self.look)
 
     def place(self, key: str) -> tuple[int, str]:
         """The number of a slide's folder, and its key there. Refused (404)."""

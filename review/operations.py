@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from review.catalogue import Catalogue
-from review.entry import Entry
+from review.entry import Entry, iso
 
 ANSWER_S = 2.0
 _FAILURES = 50
@@ -18,7 +18,7 @@ def operations(catalogue: Catalogue) -> dict[str, Any]:
     """The figures. `live`: a run is under way and answered; `source`: whose figures these are, "run" or "none"."""
     entries = catalogue.look()
     status = _ask(catalogue.results) if catalogue.run.alive else None
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    now = iso(time.time())
     base = {"at": now, "live": status is not None, "failures": failures(entries.values())}
     if status is not None:
         return {**base, "source": "service", **running(status)}

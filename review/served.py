@@ -10,12 +10,10 @@ any stage is.
 
 from __future__ import annotations
 
-import argparse
 import getpass
 import json
 import os
 import re
-import signal
 import sys
 import threading
 import time
@@ -31,7 +29,7 @@ from pipeline.rundir import RunDir
 from pipeline.service import review_page
 from pipeline.service.sampler import Sampler
 from pipeline.service.web import asker
-from pipeline.worker import EXIT_CONFIGURATION, EXIT_FAULT, die_with_parent
+from pipeline.worker import EXIT_CONFIGURATION, EXIT_FAULT, begun
 from review.app import Page, application
 from review.catalogue import Catalogue
 from review.errors import ReviewError
@@ -67,7 +65,7 @@ def serve(run: RunDir, settings: dict[str, Any]) -> int:
     page = Page(Reading(library, SlidePool()), guard, reviews, Live(library), figures, settings["review"]["labels"])
     app = application(page, names(serving.host, serving.names), serving.tls)
     address = serving.address(listening)
-    _publish(run, address)
+    run.publish(review_page.ADDRESS, address)
     log.get_logger().info("the review page is served", address=address, implicit=serving.implicit)
     server = Watched(serving.config(app, log_config=None))
     threading.Thread(target=watch, args=(server,), daemon=True).start()
@@ -127,19 +125,8 @@ def as_keys(text: str) -> str:
     return re.sub(r"--([a-z][a-z-]*)", key, text)
 
 
-def _publish(run: RunDir, text: str) -> None:
-    part = run.path / f"{review_page.ADDRESS}.part"
-    part.write_text(f"{text}\n")
-    part.replace(run.path / review_page.ADDRESS)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="review.served", description="Started by the service, not by hand.")
-    parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--parent", type=int, required=True)
-    arguments = parser.parse_args()
-    die_with_parent(arguments.parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's to answer
+    arguments = begun("review.served", "service")
     os.umask(0o077)
     give_way()
     run = RunDir(arguments.run)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from typing import Any
 from pipeline.service.sampler import Sampler
 from pipeline.service.snapshot import Snapshot
 from pipeline.status import StageStatus, times
-from review.entry import Shelf
+from review.entry import Shelf, iso
 from review.operations import failures
 
 FRESH_S = 1.0
@@ -63,9 +62,8 @@ def shown(now: Snapshot, before: Snapshot | None = None) -> dict[str, Any]:
     """A look at the service as the page shows it; with an earlier one, what the stages did since."""
     older = {stage.kind: stage for stage in before.stages} if before is not None else {}
     slides = {state: sum(classes.values()) for state, classes in now.slides.items()}
-    at = datetime.datetime.fromtimestamp(now.time, datetime.UTC).isoformat(timespec="seconds")
     return {
-        "at": at.replace("+00:00", "Z"),
+        "at": iso(now.time),
         "live": now.answers,
         "source": "service",
         "bottleneck": now.bottleneck or now.problem,

@@ -22,11 +22,6 @@ Found = tuple[str, str, str]
 """(ok, warn or FAIL; what; the words)."""
 
 
-def of_route(config: Config, route: Route) -> Config:
-    """The configuration that the lane of a route has."""
-    return config if route.model is None else config.model_copy(update={"model": route.model})
-
-
 def check_service(config: Config, machine: Machine, probe: Callable[[tuple[str, ...]], Probe]) -> Iterator[Found]:
     """A line for each route and watched folder, and one for each problem. Changes nothing."""
     service = config.service
@@ -58,7 +53,7 @@ def _route(
     config: Config, route: Route, machine: Machine, probe: Callable[[tuple[str, ...]], Probe]
 ) -> tuple[Sequence[Found], int]:
     """Lines, and the memory that its lane may take."""
-    own = of_route(config, route)
+    own = route.over(config)
     try:
         models = load_models(own)
         check_hashes(models, route.hashes)

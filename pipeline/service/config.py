@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.section import Section, Text, key
 from pipeline.service.outward import Http, ReviewPage, SpoolFolder, WebhookTarget
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -105,6 +108,10 @@ class Route(Section):
     def hashes(self) -> tuple[str, ...]:
         """The hashes that it wants, in the order of the models; none where any will do."""
         return () if self.sha256 is None else (self.sha256,) if isinstance(self.sha256, str) else self.sha256
+
+    def over(self, config: Config) -> Config:
+        """The configuration that its lane has: with its model, where it names one."""
+        return config if self.model is None else config.model_copy(update={"model": self.model})
 
     @model_validator(mode="after")
     def _a_hash_each(self) -> Self:

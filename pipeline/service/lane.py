@@ -8,11 +8,9 @@ It dies with the service, and its workers with it. SIGTERM brings it to a checkp
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator, MutableMapping, Sequence
@@ -58,7 +56,7 @@ from pipeline.service.scan import mounted
 from pipeline.service.stream import Stream
 from pipeline.supervisor import Ending, Supervisor
 from pipeline.watch import Watch
-from pipeline.worker import EXIT_CONFIGURATION, EXIT_FAULT, EXIT_INTERRUPTED, die_with_parent
+from pipeline.worker import EXIT_CONFIGURATION, EXIT_FAULT, EXIT_INTERRUPTED, begun
 
 TELL_S = 1.0
 HELD_S = 15.0  # the processes of a lane that was killed may take so long to be gone
@@ -285,14 +283,7 @@ def run_lane(service: RunDir, route: str, generation: int) -> Ending:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="pipeline.service.lane", description="Started by the service, not by hand.")
-    parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--route", required=True)
-    parser.add_argument("--generation", type=int, required=True)
-    parser.add_argument("--parent", type=int, required=True)
-    arguments = parser.parse_args()
-    die_with_parent(arguments.parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's to answer
+    arguments = begun("pipeline.service.lane", "service", route=str, generation=int)
     log.configure("lane", "json", "info", sys.stderr)
     logger = structlog.get_logger()
     try:

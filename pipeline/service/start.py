@@ -58,5 +58,4 @@ def check(config: Config) -> None:
             "service.routes: names no route; a route is a model and a results folder (configs/service.yaml)"
         )
     for route in service.routes:
-        own = config if route.model is None else config.model_copy(update={"model": route.model})
-        check_hashes(load_models(own), route.hashes)
+        check_hashes(load_models(route.over(config)), route.hashes)

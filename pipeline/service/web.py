@@ -14,13 +14,11 @@ of their own (pipeline.service.events). RUN/web.json, from the supervisor, has i
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
 import os
 import resource
-import signal
 import socket
 import sys
 import threading
@@ -53,7 +51,7 @@ from pipeline.service.snapshot import Snapshot
 from pipeline.service.spool import Spool
 from pipeline.service.urls import LOOPBACK, WebhookError
 from pipeline.service.webhook import Webhook, read_secret
-from pipeline.worker import EXIT_CONFIGURATION, EXIT_FAULT, die_with_parent
+from pipeline.worker import EXIT_CONFIGURATION, EXIT_FAULT, begun
 
 SETTINGS, ADDRESS = "web.json", "http"
 CONNECTIONS = 128
@@ -266,26 +264,15 @@ def serve(run: RunDir, settings: dict[str, Any]) -> int:
     app = application(Looker(sampler), http["stuck_s"], allowed_names(http))
     config = server(app, log_config=None, limit_concurrency=CONNECTIONS, timeout_keep_alive=5)
     host, port = listening.getsockname()[:2]
-    _publish(run, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+    run.publish(ADDRESS, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
     logger.info("HTTP is served", host=host, port=port)
     uvicorn.Server(config).run(sockets=[listening])
     stop.set()
     return 0
 
 
-def _publish(run: RunDir, text: str) -> None:
-    part = run.path / f"{ADDRESS}.part"
-    part.write_text(f"{text}\n")
-    part.replace(run.path / ADDRESS)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="pipeline.service.web", description="Started by the supervisor, not by hand.")
-    parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--parent", type=int, required=True)
-    arguments = parser.parse_args()
-    die_with_parent(arguments.parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to answer
+    arguments = begun("pipeline.service.web", "service")
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     run = RunDir(arguments.run)
