@@ -19,7 +19,10 @@ export class SignOff {
     this.regions = regions;
     this.data = data;
     this.body = element("div", {});
-    this.element = element("section", { class: "panel sign-off", "aria-label": t("sign.title") }, this.body);
+    // Made once: a list that is made anew when somebody judges a region closes under the hand that reaches for it.
+    const formats = FORMATS.map((format) => element("li", {}, element("button", { type: "button", onclick: () => this.save(format) }, t(`export.${format}`))));
+    const exports = element("details", {}, element("summary", {}, t("export.title")), element("ul", { class: "exports" }, formats));
+    this.element = element("section", { class: "panel sign-off", "aria-label": t("sign.title") }, this.body, exports);
     review.onChange(() => this.show());
     this.show();
   }
@@ -47,7 +50,6 @@ export class SignOff {
     replace(
       this.body,
       element("div", { class: "line" }, element("div", { role: "status", class: "grow" }, lines), element("div", { class: "buttons" }, element("button", { type: "button", onclick: () => this.showLog() }, t("log.title")), button)),
-      element("details", {}, element("summary", {}, t("export.title")), element("ul", { class: "exports" }, FORMATS.map((format) => element("li", {}, element("button", { type: "button", onclick: () => this.save(format) }, t(`export.${format}`)))))),
     );
     if (had) this.body.querySelector("button:not([disabled])")?.focus();
   }

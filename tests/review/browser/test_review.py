@@ -214,6 +214,19 @@ def test_the_result_goes_out(desk: Desk, tmp_path: Path):
     assert saved["CSV"].read_text().strip()
 
 
+def test_the_list_of_files_stays_open_while_somebody_judges(acts_server: Server, fresh: str, sit):
+    """What is under the hand does not go away because a region was judged, here or elsewhere."""
+    desk = sit(acts_server.address)
+    desk.sign_in("rosa")
+    desk.slide(fresh)
+    desk.page.get_by_text("Save the result").click()
+    desk.page.keyboard.press("n")
+    desk.page.keyboard.press("a")
+    desk.page.locator(".thumb[aria-current=true] .verdict", has_text="Accepted").wait_for()
+    desk.page.locator(".sign-off", has_text="In review").wait_for()
+    assert desk.page.get_by_role("button", name="GeoJSON").is_visible()
+
+
 def saved(desk: Desk, name: str, folder: Path) -> Path:
     """The file that a button of "Save the result" gives."""
     with desk.page.expect_download() as download:
