@@ -106,7 +106,7 @@ def is_fluorescence(image: Image) -> bool:
         bright = np.count_nonzero(value >= 150)
         pale = np.count_nonzero(darkest >= 100)
         return not (bright > 0.8 * count and pale > 0.5 * count)
-    return bool(np.median(value) < 90)
+    return bool(_median(value) < 90)
 
 
 def _shrunk(overview: Image, um_per_px: float, method: str) -> tuple[Image, float]:
@@ -130,12 +130,20 @@ def _balanced(image: Image) -> Image:
     """Bring the colour of the glass, if any is seen, to white: a tint of the lamp is no tissue."""
     some = np.ascontiguousarray(image[::2, ::2])
     low, high = _extremes(some)
-    glass = some[(low >= 180) & (high - low <= 12)]
-    if 100 * len(glass) < low.size:
+    glass = ((low >= 180) & (high - low <= 12)).view(np.uint8)
+    if 100 * np.count_nonzero(glass) < low.size:
         return image
-    scale = 255 / np.median(glass, axis=0)
+    scale = 255 / np.array([_median(channel, glass) for channel in cv2.split(some)])
     table = np.minimum(np.arange(256)[:, None] * scale + 0.5, 255).astype(np.uint8)
     return cv2.LUT(image, table[None])
+
+
+def _median(values: Image, chosen: Image | None = None) -> float:
+    """The median of uint8 `values` (h, w), of those that are not 0 in `chosen` (at least one): `np.median`'s number, from
+    the histogram, in a tenth of its time."""
+    below = np.cumsum(cv2.calcHist([values], [0], chosen, [256], [0, 256]), dtype=np.float64)
+    middle = (below[-1] - 1) / 2
+    return float(np.searchsorted(below, [np.floor(middle), np.ceil(middle)], side="right").mean())
 
 
 def _pen(image: Image, um: float) -> Mask:
@@ -145,9 +153,8 @@ def _pen(image: Image, um: float) -> Mask:
     Alcian blue (saturation below 0.7). Red pen is not told from eosin.
     """
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)  # hue in units of 2 degrees
-    hue, saturation, value = hsv[..., 0], hsv[..., 1], hsv[..., 2]
-    pure = (hue >= 40) & (hue <= 113) & (saturation >= 178) & (value >= 50)
-    pure |= (hue > 113) & (hue <= 122) & (saturation >= 204) & (value >= 90)
+    pure = cv2.inRange(hsv, (40, 178, 50), (113, 255, 255)).view(bool)
+    pure = pure | cv2.inRange(hsv, (114, 204, 90), (122, 255, 255)).view(bool)
     if not pure.any():
         return pure
     size = _odd(150 / um, 3, 151)
@@ -188,16 +195,26 @@ def _closed(mask: Mask, radius: float) -> Mask:
 def _without_small(mask: Mask, min_area_mm2: float, max_hole_mm2: float, um: float) -> Mask:
     """Fill small holes, then drop small pieces. Tissue touches across corners, so holes do not."""
     mm2 = um * um / 1e6
-    _, labels, stats, _ = cv2.connectedComponentsWithStats((~mask).view(np.uint8), connectivity=4)
-    fill = stats[:, cv2.CC_STAT_AREA] * mm2 <= max_hole_mm2
+    labels, pixels = _pieces(~mask, 4)
+    fill = pixels * mm2 <= max_hole_mm2
     fill[0] = False
     border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     fill[border] = False
-    mask = mask | fill[labels]
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
-    keep = stats[:, cv2.CC_STAT_AREA] * mm2 >= min_area_mm2
+    if fill.any():
+        mask = mask | fill[labels]
+    labels, pixels = _pieces(mask, 8)
+    keep = pixels * mm2 >= min_area_mm2
+    if keep[1:].all():
+        return mask
     keep[0] = False
     return keep[labels]
+
+
+def _pieces(mask: Mask, connectivity: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """The number of each pixel's connected component, 0 where there is none, and the pixels of each. (Less than half of the
+    time of OpenCV's function with statistics, of which areas alone are wanted.)"""
+    count, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=connectivity)
+    return labels, np.bincount(labels.ravel(), minlength=count)
 
 
 def _odd(size: float, low: int, high: int) -> int:

@@ -104,6 +104,7 @@ class Reader:
         deadline = time.monotonic() + lease.max_delay_ms / 1000
         yields = not lease.prompt and lease.max_delay_ms != float("inf")
         self._look_ahead()
+        self._slots.bring(lease.slot)
         for slide, path, grid, packed, known in lease.segments:
             geometry_ = Geometry.from_dict(grid)
             xy = np.frombuffer(packed, "<i4").reshape(-1, 2).astype(np.int64)

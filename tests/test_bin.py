@@ -24,6 +24,9 @@ def run(*command: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProc
     )
 
 
+SIDE_BY_SIDE = ["--numprocesses", "auto", "--maxprocesses", "8", "--dist", "loadfile"]
+
+
 @pytest.fixture
 def spy(tmp_path: Path) -> Path:
     """An interpreter that only tells how it was called."""
@@ -73,14 +76,15 @@ def test_wrong_interpreter_is_one_clear_line(root: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], ["-m", "pytest", "-m", "not long and not gpu"]),
+        ([], ["-m", "pytest", *SIDE_BY_SIDE, "-m", "not long and not gpu"]),
         (["--long"], ["-m", "pytest", "-m", "not gpu"]),
         (["tests/a.py", "-x"], ["-m", "pytest", "-m", "not long and not gpu", "tests/a.py", "-x"]),
         (["-m", "gpu"], ["-m", "pytest", "-m", "gpu"]),
     ],
 )
 def test_selection_of_tests(root: Path, tmp_path: Path, spy: Path, words: list[str], expected: list[str]):
-    """bin/test leaves out long and GPU tests; --long adds the long ones; a selection of the caller's own wins."""
+    """bin/test leaves out long and GPU tests, and has files side by side; --long adds the long ones, one after the other; a
+    selection of the caller's own wins."""
     done = run(root / "bin/test", *words, cwd=tmp_path, SLIDESTREAM_PYTHON=str(spy))
     assert done.stdout.splitlines()[-len(expected) :] == expected
 
