@@ -35,6 +35,7 @@ class Child:
     device: str = ""  # the GPU that it works on
     sentence: str = ""  # why we killed it, if we did
     joined: bool = False
+    cpu_s: float = 0.0  # processor time, user and system, of all its life; told by `reap`
 
     @property
     def running(self) -> bool:
@@ -44,10 +45,12 @@ class Child:
         """SIGKILL; its death is found by `reap` like any other."""
         self.sentence = self.sentence or reason
         if self.running:
-            self.process.kill()
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)  # Popen's own would reap one that is dead already
 
     def reap(self) -> int | None:
         """The exit status once it is dead (then nothing of it can write any more), else None."""
+        if self.running:
+            self.cpu_s = cpu_seconds(self.process.pid)
         return self.process.poll()
 
     def close(self) -> None:
@@ -83,6 +86,16 @@ def spawn(member: Member, generation: int, run: RunDir, memory_fd: int) -> Child
         os.close(write_end)
     pidfd, began, device = os.pidfd_open(process.pid), time.monotonic(), member.environment.get(VISIBLE, "")
     return Child(kind, name, generation, process, pidfd, read_end, began, oom_kills(), device)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used so far, user and system; also of a dead one, until it is reaped (proc(5))."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    user, system = after_name[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def oom_kills() -> int:

@@ -96,7 +96,10 @@ def run_record(
             "inferred_before": carried,
         },
         "patches_per_s": round(done_now / elapsed_s, 2) if elapsed_s > 0 else 0.0,
-        "stages": times(status.stages),
+        "stages": {
+            kind: {**spent, "cpu_s": round(watch.cpu_s.get(kind, 0.0), 2)}
+            for kind, spent in times(status.stages).items()
+        },
         "bottleneck": said_bottleneck(status, bool(invocation.get("gpus"))),
         "memory_bound_bytes": memory_bound_bytes,
         **({"model": models[0]} if len(models) == 1 else {"models": models}),

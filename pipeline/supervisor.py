@@ -230,6 +230,7 @@ class Supervisor:
         self._read_stderr(child)
         self._sink.end(child.name)
         self._drop(child)
+        self.watch.cpu_s[child.kind] = self.watch.cpu_s.get(child.kind, 0.0) + child.cpu_s
         death = judge(code, child.sentence, oom_kills() > child.oom_kills)
         if self._ending is not None:
             return
@@ -276,7 +277,7 @@ class Supervisor:
         for member in leaving:
             self._start_at.pop(member.name, None)
             if (child := self._children.get(member.name)) is not None:
-                child.process.kill()  # without a sentence: nobody's fault
+                child.kill("")  # without a sentence: nobody's fault
         for member in joining:
             self.watch.lost.pop(member.name, None)
             self._start(member)

@@ -43,7 +43,8 @@ class Gauge:
 
 @dataclass(slots=True)
 class Watch:
-    """For the display and run.json. `lost`: workers that were given up, with the reason."""
+    """For the display and run.json. `lost`: workers that were given up, with the reason. `cpu_s`: processor time by kind of
+    worker, of those that have ended."""
 
     report: dict[str, Any] = field(default_factory=dict)
     restarts: dict[str, int] = field(default_factory=dict)
@@ -53,6 +54,7 @@ class Watch:
     gauges: dict[str, Gauge] = field(default_factory=dict)
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
+    cpu_s: dict[str, float] = field(default_factory=dict)
     _before: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def take(self, report: dict[str, Any], at: float) -> None:

@@ -132,10 +132,11 @@ def test_the_console_shows_no_traceback_and_stays_line_by_line(clean: Clean):
 
 
 def test_run_json_says_where_the_time_went(clean: Clean):
-    """Each stage with working and waiting seconds, the speed, and the bottleneck in words."""
+    """Each stage with working and waiting seconds and processor time, the speed, and the bottleneck in words."""
     record = clean.finished.record
     assert set(record["stages"]) == {"reader", "tissue", "batcher", "inference", "aggregator", "writer"}
     assert all(stage["working_s"] > 0 for stage in record["stages"].values())
+    assert all(stage["cpu_s"] > 0.05 for stage in record["stages"].values())  # no process of ours starts with less
     assert record["patches_per_s"] > 0 and record["bottleneck"] and record["first_result_s"] > 0
 
 
