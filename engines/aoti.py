@@ -16,8 +16,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from engines.aoti_build import load_aoti
 from engines.cache import Entry, check_loadable, read_entry
 from engines.device import Device, Execution
@@ -25,6 +23,7 @@ from engines.errors import EngineError
 from engines.flavour import Flavour
 from engines.gpu_engine import GpuEngine
 from engines.identity import Identity
+from engines.notices import say
 from engines.torch_source import quiet, reason
 
 
@@ -255,7 +254,7 @@ class _Execution:
                 raise
             # Slower with small batches, but right.
             network.cuda_graphs = False
-            structlog.get_logger().warning("batches run without CUDA graphs", reason=str(problem))
+            say("warning", "batches run without CUDA graphs", str(problem))
             return
         self._graph = graph
 

@@ -23,7 +23,7 @@ import onnx
 from engines.census import Census, check_census, graph_census, network_census
 from engines.errors import EngineError, one_line
 from engines.files import locked, write_whole
-from engines.flavour import Flavour, Told, messages
+from engines.flavour import Flavour, Told, messages, new
 from engines.fold import EXTERNAL_BYTES, INPUT, OUTPUT, save_folded
 from engines.recipe import PRECISIONS, BuildOptions, Profile
 
@@ -93,7 +93,7 @@ def _build(
     trt = flavour.trt
     told = Told()
     with messages(told):
-        builder = trt.Builder(flavour.logger())
+        builder = new(trt.Builder, told, flavour.logger())
         network = builder.create_network(flavour.strong_typing_flag)
         parser = trt.OnnxParser(network, flavour.logger())
         _parse(parser, proto)

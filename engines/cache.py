@@ -56,8 +56,13 @@ class Entry:
         return self.plan.with_suffix(SIDECAR)
 
     def kernels(self, gpu: Gpu) -> Path:
-        """Where kernels that were compiled for such a GPU, when the engine ran on it, are kept."""
-        return self.plan.with_suffix(f".{gpu.compute_capability}{KERNELS}")
+        """Where kernels that were compiled for such a GPU, when the engine ran on it, are kept.
+
+        By its name, too: TensorRT for RTX takes none of another GPU's, and two kinds of one compute capability that share a
+        folder would each write theirs over the other's at every start.
+        """
+        kind = re.sub(r"[^\w-]+", "_", gpu.name)
+        return self.plan.with_suffix(f".{gpu.compute_capability}-{kind}{KERNELS}")
 
     def verification(self, gpu: Gpu) -> dict[str, Any] | None:
         """The last verification on GPUs of that kind, or None."""

@@ -28,6 +28,7 @@ MODULES = (
 )
 FLAVOURS = tuple(dict.fromkeys(flavour for _, flavour in MODULES))
 INSTALL = "install slidestream[tensorrt]"
+_KEPT = 200  # texts of a kind: a library that says something else with every batch must not fill the memory
 
 Sink = Callable[[str, str], None]
 """Takes (severity, text); severity is one of "error", "warning", "info", "verbose". Called from any thread."""
@@ -121,21 +122,41 @@ def messages(sink: Sink) -> Iterator[None]:
 
 
 class Told:
-    """A sink that remembers errors and warnings, each text once: `with messages(told): ...`."""
+    """A sink that remembers errors and warnings, each text once and the first of each: `with messages(told): ...`."""
 
-    def __init__(self) -> None:
+    def __init__(self, warned: Callable[[str], None] = lambda line: None) -> None:
+        """`warned` is called with each warning that is kept."""
         self.errors: list[str] = []
         self.warnings: list[str] = []
+        self._warned = warned
 
     def __call__(self, severity: str, text: str) -> None:
         kept = {"error": self.errors, "warning": self.warnings}.get(severity)
         line = one_line(text)
-        if kept is not None and line not in kept:
-            kept.append(line)
+        if kept is None or line in kept or len(kept) >= _KEPT:
+            return
+        kept.append(line)
+        if severity == "warning":
+            self._warned(line)
+
+    def forget_errors(self) -> None:
+        """Before something new is tried: `problem` is then about that."""
+        self.errors.clear()
 
     def problem(self, otherwise: str) -> str:
         """The first error, which is usually the cause of the others; `otherwise` where there was none."""
         return self.errors[0] if self.errors else otherwise
+
+
+def new(kind: Any, told: Told, *arguments: Any) -> Any:
+    """An object of TensorRT's. Raises EngineError where it cannot be made: bindings raise TypeError without a driver."""
+    try:
+        return kind(*arguments)
+    except (TypeError, RuntimeError) as error:
+        problem = told.problem(one_line(error, 120))
+        raise EngineError(
+            f"TensorRT does not start: {problem}; is NVIDIA's driver installed, and new enough?"
+        ) from error
 
 
 @cache

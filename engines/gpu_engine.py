@@ -15,14 +15,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
-import structlog
 
 from engines.device import Device, Execution, Network
 from engines.errors import EngineError
 from engines.meter import Meter
+from engines.notices import say
 
 POLL_S = 0.00005
 WARM_RUNS = 2  # the first compiles or allocates, the second must not any more
@@ -112,7 +113,7 @@ class GpuEngine:
             if error.fatal:
                 raise
             # Slower, but right: patches go through a buffer of our own.
-            structlog.get_logger().warning("shared memory is copied twice", reason=str(error))
+            say("warning", "shared memory is copied twice", str(error))
         else:
             self._memory = memory
 
@@ -175,7 +176,7 @@ class GpuEngine:
             self.device.close()
         except EngineError as error:
             # The context is lost; the end of the process gives everything back.
-            structlog.get_logger().debug("engine not closed", reason=str(error))
+            say("debug", "engine not closed", str(error))
         self._contexts, self._memory = [], None
 
     def begun(self) -> None:
@@ -205,12 +206,18 @@ class GpuContext:
         self._failure: EngineError | None = None
         self._staged = False
         self._staging: np.ndarray | None = None
-        self._stream = device.stream()
-        self._started, self._copied, self._finished = device.event(), device.event(), device.event()
-        self._input = device.allocate(engine.max_batch * engine.row_bytes)
-        self._output = device.allocate(engine.max_batch * engine.classes * 4)
-        self._answer = device.host_array((engine.max_batch, engine.classes), np.float32)
-        self._execution: Execution | None = engine.network.execution(self._input, self._output, self._stream)
+        self._execution: Execution | None = None
+        # Whatever is had is given back, also where the next thing cannot be had.
+        self._held = ExitStack()
+        with ExitStack() as held:
+            self._stream = device.stream()
+            held.callback(device.release_stream, self._stream)
+            self._started, self._copied, self._finished = (self._event(held) for _ in range(3))
+            self._input = self._allocate(held, engine.max_batch * engine.row_bytes)
+            self._output = self._allocate(held, engine.max_batch * engine.classes * 4)
+            self._answer = self._host_array(held, (engine.max_batch, engine.classes), np.float32)
+            self._execution = engine.network.execution(self._input, self._output, self._stream)
+            self._held = held.pop_all()
 
     def warm(self) -> None:
         """Runs every shape until nothing is left to be compiled. Raises EngineError."""
@@ -274,19 +281,26 @@ class GpuContext:
 
     def close(self) -> None:
         """Gives back what it holds. Raises EngineError where the device is lost."""
-        device = self._device
         if self._execution is None:
             return
-        device.wait(self._stream)
+        self._device.wait(self._stream)
         self._execution = None
-        for event in (self._started, self._copied, self._finished):
-            device.release_event(event)
-        device.release(self._input)
-        device.release(self._output)
-        for array in (self._answer, self._staging):
-            if array is not None:
-                device.release_host(array)
-        device.release_stream(self._stream)
+        self._held.close()
+
+    def _event(self, held: ExitStack) -> Any:
+        event = self._device.event()
+        held.callback(self._device.release_event, event)
+        return event
+
+    def _allocate(self, held: ExitStack, size: int) -> int:
+        address = self._device.allocate(size)
+        held.callback(self._device.release, address)
+        return address
+
+    def _host_array(self, held: ExitStack, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        array = self._device.host_array(shape, dtype)
+        held.callback(self._device.release_host, array)
+        return array
 
     def _require(self) -> Execution:
         if self._execution is None:
@@ -295,7 +309,7 @@ class GpuContext:
 
     def _stage(self, patches: np.ndarray) -> int:
         if self._staging is None:
-            self._staging = self._device.host_array((self._engine.max_batch, *self._engine.shape), np.uint8)
+            self._staging = self._host_array(self._held, (self._engine.max_batch, *self._engine.shape), np.uint8)
         self._staging[: len(patches)] = patches
         return self._staging.ctypes.data
 

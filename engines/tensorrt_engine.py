@@ -14,15 +14,23 @@ from typing import Any
 
 from engines.cache import Entry, check_loadable, read_entry
 from engines.cuda import Cuda
-from engines.device import Execution
+from engines.device import Device, Execution
 from engines.errors import EngineError
 from engines.files import locked, write_whole
-from engines.flavour import Flavour, Told, load_flavour, messages
-from engines.gpu import Gpu
+from engines.flavour import Flavour, Told, load_flavour, messages, new
 from engines.gpu_engine import GpuEngine
 from engines.identity import Identity
+from engines.notices import say
 
 INPUT, OUTPUT = "patches", "probabilities"
+REBUILD = "build it again"
+# By what TensorRT for RTX says of a plan that it does not load; another build would not help with these.
+_REMEDIES = {
+    "UNSUPPORTED_CC": "take a release of TensorRT that serves this GPU (docs/engines.md)",
+    "OLD_CUDA_DRIVER": "update NVIDIA's driver",
+    "OLD_CUDA_RUNTIME": "update CUDA",
+    "INSUFFICIENT_GPU_MEMORY": "free memory on the GPU",
+}
 
 
 def open_tensorrt(
@@ -51,7 +59,7 @@ def open_tensorrt(
     cuda = Cuda(device)
     check_loadable(entry, entry.identity, flavour, cuda.gpu, unverified)
     profile = _profile(entry, entry.identity, classes, patch_px, max_batch)
-    network = TensorRTNetwork(entry, entry.identity, flavour, cuda.gpu, profile, cuda_graphs)
+    network = TensorRTNetwork(entry, entry.identity, flavour, cuda, profile, cuda_graphs)
     minimum = entry.identity.profiles[profile]["minimum"]
     return GpuEngine(
         "tensorrt",
@@ -89,20 +97,19 @@ class TensorRTNetwork:
         entry: Entry,
         identity: Identity,
         flavour: Flavour,
-        gpu: Gpu,
+        device: Device,
         profile: int,
         cuda_graphs: bool,
     ) -> None:
         self._entry, self._identity, self._flavour, self._profile = entry, identity, flavour, profile
-        self._kernels_file = entry.kernels(gpu)
-        self._told = Told()
+        self._kernels_file = entry.kernels(device.gpu)
+        self._told = Told(warned=lambda text: say("warning", "TensorRT warns", text))
         data = entry.read_plan()
         with messages(self._told):
-            self._runtime = flavour.trt.Runtime(flavour.logger())
+            self._runtime = new(flavour.trt.Runtime, self._told, flavour.logger())
             engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
-            problem = self._told.problem("TensorRT gave no reason")
-            raise EngineError(f"{entry.plan}: cannot be loaded: {problem}{self._validity(data)}; build it again")
+            raise EngineError(f"{entry.plan}: cannot be loaded: {self._why_not(data, device.free_bytes())}")
         self._engine: Any = engine
         self._kernels: Any = None
         self._known_kernels = b""
@@ -118,10 +125,11 @@ class TensorRTNetwork:
         }
 
     def context_bytes(self) -> int:
-        return int(self._engine.get_device_memory_size_for_profile_v2(self._profile))
+        # A context takes as much as the largest of the engine's profiles needs, whichever it is set to.
+        return int(self._engine.device_memory_size_v2)
 
     def execution(self, source: int, target: int, stream: int) -> Execution:
-        with messages(self._told):
+        with self.capture():
             context = (
                 self._engine.create_execution_context()
                 if self._config is None
@@ -151,11 +159,9 @@ class TensorRTNetwork:
     def problem(self) -> str:
         return self._told.problem("TensorRT gave no reason")
 
-    def warnings(self) -> list[str]:
-        return self._told.warnings
-
     def capture(self) -> Any:
-        """A block in which TensorRT's messages are kept."""
+        """A block in which TensorRT's messages are kept; `problem` is about the last one."""
+        self._told.forget_errors()
         return messages(self._told)
 
     def close(self) -> None:
@@ -189,14 +195,19 @@ class TensorRTNetwork:
                 self._known_kernels = self._kernels_file.read_bytes()
         return self._known_kernels
 
-    def _validity(self, data: bytes) -> str:
-        """What the flavour says of a plan that it did not load."""
+    def _why_not(self, data: bytes, free: int) -> str:
+        """Why a plan was not loaded, and what to do."""
+        problem = self._told.problem("TensorRT gave no reason")
+        if len(data) > free:
+            mib = len(data) >> 20
+            return f"its weights need some {mib} MiB of GPU memory, {free >> 20} MiB are free ({problem}); free some"
         if not self._flavour.engine_validity:
-            return ""
+            return f"{problem}; {REBUILD}"
         validity, mask = self._runtime.get_engine_validity(data)
         bits = self._flavour.trt.EngineInvalidityDiagnostics.__members__
         names = [name for name, value in bits.items() if mask & int(value)]
-        return f" ({validity.name.lower()}: {', '.join(names) or 'no driver'})"
+        remedy = next((words for name, words in _REMEDIES.items() if name in names), REBUILD)
+        return f"{problem} ({validity.name.lower()}: {', '.join(names) or 'no driver'}); {remedy}"
 
 
 class _Execution:
@@ -205,8 +216,9 @@ class _Execution:
     def __init__(self, context: Any, source: int, target: int, row: tuple[int, ...], network: TensorRTNetwork) -> None:
         self._context, self._row, self._network = context, row, network
         self._rows = 0
-        if not context.set_tensor_address(INPUT, source) or not context.set_tensor_address(OUTPUT, target):
-            raise EngineError(f"buffers refused: {network.problem()}")
+        with network.capture():
+            if not context.set_tensor_address(INPUT, source) or not context.set_tensor_address(OUTPUT, target):
+                raise EngineError(f"buffers refused: {network.problem()}")
 
     def enqueue(self, rows: int, stream: int) -> None:
         with self._network.capture():

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engines import notices
 from engines.engine import Context, Engine
 from engines.ensemble import open_models
 from engines.errors import EngineError
@@ -114,6 +115,7 @@ class Inference:
 def work(post: Post) -> None:
     config, models = post.config["inference"], post.settings["models"]
     slots = post.slots()
+    notices.listen(lambda level, event, reason: getattr(log.get_logger(), level)(event, reason=reason))
     if not post.plans:  # on a GPU it has little to do, and all that wait for it are held up
         step_back()
     try:

@@ -176,7 +176,7 @@ class FakeNetwork:
         """`poison`: a batch with a patch whose first value is this loses the device."""
         self.device, self.function, self.patch_px, self.classes = device, function, patch_px, classes
         self.poison = poison
-        self.refuse = ""
+        self.refuse = self.refuse_execution = ""
         self.ran: list[tuple[int, int]] = []
         self.closed = self.is_warm = False
         self._context_bytes = context_bytes
@@ -188,6 +188,8 @@ class FakeNetwork:
         return self._context_bytes
 
     def execution(self, source: int, target: int, stream: int) -> FakeExecution:
+        if self.refuse_execution:
+            raise EngineError(self.refuse_execution)
         return FakeExecution(self, source, target)
 
     def warmed(self) -> None:

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from engines import notices
 from engines.errors import EngineError
 from engines.gpu_engine import GpuEngine
 from tests.engines.fake_gpu import FakeDevice, FakeNetwork
@@ -89,11 +90,15 @@ def test_a_registered_slot_is_copied_from_where_it_lies() -> None:
 
 
 def test_memory_that_cannot_be_page_locked_still_works() -> None:
-    """Where the system refuses to page-lock, patches are copied twice and the answers are the same."""
+    """Where the system refuses to page-lock, patches are copied twice and the answers are the same; it is told."""
     device = FakeDevice(registers=False)
     engine = make(device)
     raw, slots = memory(1)
+    said: list[tuple[str, str, str]] = []
+    notices.listen(lambda *words: said.append(words))
     engine.attach(raw)
+    notices.listen(None)
+    assert said == [("warning", "shared memory is copied twice", "shared memory cannot be page-locked: not supported")]
     slots[0] = noise(BATCH)
     context = engine.contexts(1)[0]
     context.submit(slots[0])
@@ -226,6 +231,21 @@ def test_memory_that_runs_out_all_the_same_says_which_context_failed() -> None:
     engine.network._context_bytes = -buffers // 2  # known far too low
     with pytest.raises(EngineError, match=r"context 2 of 2 does not start: out of memory.*try contexts=1"):
         engine.contexts(2)
+
+
+@pytest.mark.parametrize("has", ["nothing", "the input", "the network's own"])
+def test_a_context_that_does_not_come_up_keeps_nothing(has: str) -> None:
+    """So the next engine that is tried in this process finds the memory free."""
+    room = BATCH * SIDE * SIDE * 3
+    device = FakeDevice(memory={"nothing": room - 1, "the input": room + 1, "the network's own": 1 << 20}[has])
+    engine = make(device, context_bytes=-(room + BATCH * 8))  # so that it is tried at all
+    if has == "the network's own":
+        engine.network.refuse_execution = "no execution context: out of memory"
+    with pytest.raises(EngineError, match="context 1 of 1 does not start.*out of memory"):
+        engine.contexts(1)
+    assert not device.blocks and not device.host and not device.queues and device.events == 0
+    engine.close()
+    assert engine.network.closed
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines import tensorrt_engine
+from engines import notices, tensorrt_engine
 from engines.build import build
 from engines.cache import EngineCache, Entry, record_verification
 from engines.cuda import find_gpu
@@ -38,27 +39,30 @@ class FakeTrt:
     def __init__(self, device: FakeDevice, *, rtx: bool) -> None:
         self.device, self.rtx = device, rtx
         self.loads = self.contexts = True
+        self.refusals: list[str] = []  # errors, one batch each
+        self.says: list[str] = []  # warnings, one with each batch
+        self.validity = 2
         self.log: list[tuple[Any, ...]] = []
         self.module = fake(rtx=rtx)
         world = self
 
         class Runtime:
             def __init__(self, logger: Any) -> None:
-                pass
+                world.logger = logger
 
             def deserialize_cuda_engine(self, data: bytes) -> Any:
                 world.log.append(("load", len(data)))
                 return FakeEngine(world) if world.loads else None
 
             def get_engine_validity(self, data: bytes) -> Any:
-                return SimpleNamespace(name="INVALID"), 2
+                return SimpleNamespace(name="INVALID"), world.validity
 
         self.module.Runtime = Runtime
         self.module.ILogger = type("ILogger", (), {"Severity": SimpleNamespace(
             INTERNAL_ERROR=0, ERROR=1, WARNING=2, INFO=3, VERBOSE=4
         ), "__init__": lambda self: None})  # fmt: skip
         self.module.EngineInvalidityDiagnostics = SimpleNamespace(
-            __members__={"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2}
+            __members__={"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2, "OLD_CUDA_DRIVER": 4}
         )
         self.module.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(NONE="none")
         self.module.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
@@ -80,8 +84,10 @@ class FakeEngine:
     def __init__(self, world: FakeTrt) -> None:
         self.world = world
 
+    device_memory_size_v2 = 1000  # of the largest profile, which is what a context takes
+
     def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
-        return 1000
+        return 250
 
     def create_runtime_config(self) -> Any:
         config = SimpleNamespace(kernels=None)
@@ -114,7 +120,12 @@ class FakeContext:
         return shape[0] <= BATCH and shape[1:] == (SIDE, SIDE, 3)
 
     def execute_async_v3(self, stream: int) -> bool:
-        device, rows = self.world.device, self.rows
+        device, rows, world = self.world.device, self.rows, self.world
+        if world.says:
+            world.logger.log(2, world.says.pop(0))
+        if world.refusals:
+            world.logger.log(1, world.refusals.pop(0))
+            return False
 
         def compute() -> None:
             pixels = device.blocks[self.addresses["patches"]][: rows * SIDE * SIDE * 3].reshape(rows, -1)
@@ -129,6 +140,15 @@ class FakeContext:
 @pytest.fixture
 def world(monkeypatch) -> FakeTrt:
     return install(monkeypatch, rtx=True)
+
+
+@pytest.fixture
+def heard() -> Iterator[list[tuple[str, str, str]]]:
+    """What engines say meanwhile."""
+    said: list[tuple[str, str, str]] = []
+    notices.listen(lambda *words: said.append(words))
+    yield said
+    notices.listen(None)
 
 
 def install(monkeypatch, *, rtx: bool) -> FakeTrt:
@@ -231,6 +251,68 @@ def test_a_plan_that_does_not_load_is_an_error(tmp_path: Path, world: FakeTrt) -
         opened(put(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("validity", "remedy"),
+    [(1, "build it again"), (2, "take a release of TensorRT that serves this GPU"), (4, "update NVIDIA's driver")],
+)
+def test_what_to_do_hangs_on_why_it_does_not_load(tmp_path: Path, world: FakeTrt, validity: int, remedy: str) -> None:
+    """Building again does not help where the GPU or the driver is the reason."""
+    world.loads, world.validity = False, validity
+    with pytest.raises(EngineError, match=remedy) as caught:
+        opened(put(tmp_path))
+    assert ("build it again" in str(caught.value)) == (remedy == "build it again")
+
+
+def test_a_plan_that_does_not_fit_into_memory_says_so(tmp_path: Path, world: FakeTrt) -> None:
+    """What it needs and what is free, and nothing of building it again."""
+    world.loads = False
+    world.device._memory = len(BUILT.plan) - 1
+    with pytest.raises(EngineError, match=r"need some \d+ MiB of GPU memory, 0 MiB are free") as caught:
+        opened(put(tmp_path))
+    assert "build it again" not in str(caught.value)
+
+
+def test_a_tensorrt_that_does_not_start_is_an_error(tmp_path: Path, world: FakeTrt, monkeypatch) -> None:
+    """Its bindings raise TypeError where there is no driver, or one that is too old."""
+
+    def nothing(logger: Any) -> Any:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(world.module, "Runtime", nothing)
+    with pytest.raises(EngineError, match="TensorRT does not start: pybind11.*driver"):
+        opened(put(tmp_path))
+
+
+def test_warnings_are_told_as_they_come_each_once(tmp_path: Path, world: FakeTrt, heard: list) -> None:
+    """To whoever listens to the engines of this process."""
+    world.says = ["slow kernel", "slow kernel", "another"]
+    engine = opened(put(tmp_path))
+    run(engine.contexts(1), noise(3 * BATCH), BATCH)
+    assert heard == [("warning", "TensorRT warns", "slow kernel"), ("warning", "TensorRT warns", "another")]
+
+
+def test_a_batch_that_fails_tells_its_own_reason(tmp_path: Path, world: FakeTrt) -> None:
+    """Not that of one that failed before it."""
+    context = opened(put(tmp_path)).contexts(1)[0]
+    world.refusals = ["the first reason", "the second reason"]
+    for words in ("the first reason", "the second reason"):
+        context.submit(noise(1))
+        with pytest.raises(EngineError, match=words):
+            context.result()
+
+
+def test_gpus_of_one_compute_capability_keep_kernels_of_their_own(tmp_path: Path, world: FakeTrt) -> None:
+    """TensorRT takes no kernels of another kind of GPU, and two that share a folder must not write over each other's."""
+    entry = put(tmp_path)
+    other = replace(GPU, name="Test GPU, the larger one")
+    assert entry.kernels(other) != entry.kernels(GPU) and entry.kernels(other).parent == entry.plan.parent
+    entry.kernels(other).write_bytes(b"kernels of the larger one")
+    opened(entry).contexts(1)
+    assert entry.kernels(other).read_bytes() == b"kernels of the larger one"
+    EngineCache(tmp_path).remove(entry)
+    assert not list(tmp_path.glob("*.kernels"))
+
+
 def test_a_context_that_is_not_made_is_an_error(tmp_path: Path, world: FakeTrt) -> None:
     """Mostly for want of memory: fewer contexts are proposed."""
     engine = opened(put(tmp_path))
@@ -277,6 +359,14 @@ def test_kernels_are_compiled_before_the_first_batch(tmp_path: Path, world: Fake
     assert world.config.cuda_graph_strategy == "default"
     opened(put(tmp_path), cuda_graphs=True)
     assert world.config.cuda_graph_strategy == "whole"
+
+
+def test_a_context_counts_as_the_largest_profile(tmp_path: Path, world: FakeTrt) -> None:
+    """TensorRT allocates that for every context, whichever profile it is set to."""
+    engine = opened(put(tmp_path, profiles=[Profile(SIDE, 1, BATCH, BATCH), Profile(64, 1, 64, 64)]))
+    world.device._memory = 3 * (BATCH * (SIDE * SIDE * 3 + 8) + 1000) - 1
+    with pytest.raises(EngineError, match="contexts=2 would fit"):
+        engine.contexts(3)
 
 
 def test_the_profile_of_the_patch_size_is_used(tmp_path: Path, world: FakeTrt) -> None:

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
+from structlog.testing import capture_logs
 
 import stages.inference
+from engines import notices
 from engines.errors import EngineError
 from engines.gpu_engine import GpuEngine
 from pipeline.dispatch.leases import BOOT_SHIFT
@@ -363,6 +365,7 @@ class Hub:
     def over(self) -> Any:
         self._thread.join(10)
         assert not self._thread.is_alive()
+        notices.listen(None)
         assert all(link.closed for link in self.links)  # whatever the end was
         self.socket.close(0)
         self.context.term()
@@ -410,3 +413,28 @@ def test_an_engine_that_does_not_start_leaves_with_70_and_the_reason(
     hub = Hub(tmp_path_factory.mktemp("r"), monkeypatch, fails)
     assert hub.over() == EXIT_FAULT
     assert words == ["engine not started: contexts=2 would fit"]
+
+
+def test_what_its_engine_says_is_in_its_log(monkeypatch, capsys) -> None:
+    """As records of this process, like everything else of it; and nothing on its standard output."""
+
+    def opens(*_: object, **__: object) -> None:
+        notices.say("warning", "TensorRT warns", "slow kernel")
+        raise EngineError("the GPU is gone")
+
+    monkeypatch.setattr(stages.inference, "open_models", opens)
+    post = SimpleNamespace(
+        config={"inference": {}}, settings={"models": [{}], "layout": {"batch": 1}}, slots=lambda: None,
+        plans=[Path("a.engine")], run=SimpleNamespace(folded=lambda number: Path("folded.onnx")),
+    )  # fmt: skip
+    try:
+        with capture_logs() as records, pytest.raises(SystemExit) as left:
+            stages.inference.work(post)
+    finally:
+        notices.listen(None)
+    assert left.value.code == EXIT_FAULT
+    assert [(r["log_level"], r["event"], r["reason"]) for r in records] == [
+        ("warning", "TensorRT warns", "slow kernel"),
+        ("error", "engine not started", "the GPU is gone"),
+    ]
+    assert capsys.readouterr().out == ""
