@@ -256,45 +256,46 @@ def test_telemetry_about_once_a_second(stage) -> None:
     one.lease(1, 0)
     one.steps(2)
     slow = one.busy_streams()[0]  # this batch is never done, so the stage is never idle
-    until, lease = time.monotonic() + 2.3 * TELEMETRY_S, 1
-    while time.monotonic() < until:
+    began, lease = time.monotonic(), 1
+    while time.monotonic() < began + 2.3 * TELEMETRY_S or lease < 50:
         lease += 1
         one.lease(lease, 1)
         one.steps(1)
         one.device.wait(one.streams[1 - slow])
         one.steps(1)
     told = one.link.of(Telemetry)
-    assert 2 <= len(told) <= 4 and len(one.link.of(Inferred)) > 50
+    assert 2 <= len(told) <= (time.monotonic() - began) / TELEMETRY_S + 2 and len(one.link.of(Inferred)) == lease - 1
     assert told == [decode(encode(message)) for message in told]  # it travels
 
 
 def test_the_last_word_of_telemetry_has_it_all(stage) -> None:
     """Once work has run out it is told again, and then only once a second."""
     one = stage(auto=True)
+    began = time.monotonic()
     for lease in range(1, 6):
         one.lease(lease, 0)
         one.steps(2)
-    until = time.monotonic() + 1.5 * LAST_WORD_S
-    while time.monotonic() < until:
+    ended = time.monotonic()
+    while time.monotonic() < ended + 1.5 * LAST_WORD_S:
         one.steps(1)
         time.sleep(0.01)
     told = one.link.of(Telemetry)
-    assert len(told) == 2
+    assert 2 <= len(told) <= (ended - began) / LAST_WORD_S + 2
     assert (told[-1].values["batches"], told[-1].values["rows"]) == (5, 5 * BATCH)
 
 
-def test_a_stage_that_idles_between_batches_tells_twice_a_second_at_most(stage) -> None:
+def test_a_stage_that_idles_between_batches_tells_no_more_often_than_a_last_word_is_due(stage) -> None:
     """However often its work runs out; and it waits no longer for a lease than until its last word is due."""
     one = stage(auto=True)
-    until, lease = time.monotonic() + 2.2 * LAST_WORD_S, 0
-    while time.monotonic() < until:
+    began, lease = time.monotonic(), 0
+    while time.monotonic() < began + 2.2 * LAST_WORD_S or lease < 12:
         lease += 1
         one.lease(lease, 0)
         one.steps(2)
         one.loop.step(30.0)
-        time.sleep(0.02)
-    assert len(one.link.of(Inferred)) == lease > 10
-    assert 2 <= len(one.link.of(Telemetry)) <= 4
+        time.sleep(0.01)
+    assert len(one.link.of(Inferred)) == lease
+    assert 2 <= len(one.link.of(Telemetry)) <= (time.monotonic() - began) / LAST_WORD_S + 2
     assert max(one.link.waited) == LAST_WORD_S
 
 
