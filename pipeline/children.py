@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,29 +66,46 @@ def spawn(member: Member, generation: int, run: RunDir, memory_fd: int) -> Child
     kind, name = member.kind, member.name
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(read_end, False)
-    command = ["taskset", "--cpu-list", member.cpus] if member.cpus else []
-    command += [sys.executable, "-m", f"stages.{kind}", "--run", str(run.path), "--name", name]
+    command = [sys.executable, "-m", f"stages.{kind}", "--run", str(run.path), "--name", name]
     command += ["--generation", str(generation), "--memory", str(memory_fd), "--parent", str(os.getpid())]
     try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=write_end,
-            stderr=write_end,
-            pass_fds=(memory_fd,),
-            start_new_session=True,  # Ctrl-C on the terminal reaches the supervisor alone
-            env={
-                **_ONE_THREAD,
-                **os.environ,
-                "PYTHONPATH": python_path(),
-                "PYTHONUNBUFFERED": "1",
-                **member.environment,
-            },
-        )
+        with _on_cores(member.cpus):
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=write_end,
+                stderr=write_end,
+                pass_fds=(memory_fd,),
+                start_new_session=True,  # Ctrl-C on the terminal reaches the supervisor alone
+                env={
+                    **_ONE_THREAD,
+                    **os.environ,
+                    "PYTHONPATH": python_path(),
+                    "PYTHONUNBUFFERED": "1",
+                    **member.environment,
+                },
+            )
     finally:
         os.close(write_end)
     pidfd, began, device = os.pidfd_open(process.pid), time.monotonic(), member.environment.get(VISIBLE, "")
     return Child(kind, name, generation, process, pidfd, read_end, began, oom_kills(), device)
+
+
+@contextmanager
+def _on_cores(cores: str) -> Iterator[None]:
+    """What this thread starts within the block has these cores ("0,1,8") from its first page on; empty: as this thread."""
+    if not cores:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    # The system refuses where none of them may be used any more, as the container was changed: rather a far core than none.
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, before)
 
 
 def cpu_seconds(pid: int) -> float:

@@ -15,7 +15,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One worker. `environment` is set for it; `cpus` ("0-7,16"), if given, are all it may run on, from its first page on."""
+    """One worker. `environment` is set for it; `cpus` ("0,1,16"), if given, are all it may run on, from its first page on."""
 
     kind: str
     name: str

@@ -178,7 +178,7 @@ def _placed(config: Config, model: Model, found: Probe, gpus: Sequence[Gpu]) -> 
         else:
             able.append(chosen)
     if able:
-        fastest = max(able, key=lambda chosen: sum(_speed(entry, gpu) for gpu, entry in chosen.items()))
+        fastest = max(able, key=lambda chosen: sum(_speed(entry, gpu, model) for gpu, entry in chosen.items()))
         return _placement(config, model, fastest, found)
     unloadable = [] if reasons or found.flavours else list(found.reasons.values())
     told = "; ".join(dict.fromkeys(reasons or unloadable)) or "none has been built"
@@ -215,7 +215,7 @@ def choose_engine(entries: Sequence[Entry], gpu: Gpu, found: Probe, wish: Wish) 
             reasons.append(f"{entry.plan.name} {problem}")
         else:
             able.append(entry)
-    return (max(able, key=lambda entry: _speed(entry, gpu)) if able else None), reasons
+    return (max(able, key=lambda entry: _speed(entry, gpu, wish.model)) if able else None), reasons
 
 
 def _unfit(entry: Entry, gpu: Gpu, found: Probe, wish: Wish) -> str:
@@ -262,9 +262,11 @@ def _profile(entry: Entry, model: Model) -> dict[str, int] | None:
     return next((profile for profile in profiles if profile["patch_px"] == model.patch_px), None)
 
 
-def _speed(entry: Entry, gpu: Gpu) -> float:
+def _speed(entry: Entry, gpu: Gpu, model: Model) -> float:
+    """Patches/s at the model's patch size, where the engine takes several."""
     found: dict[str, Any] = entry.verification(gpu) or {}
-    return float(found.get("patches_per_s") or 0.0)
+    own = next((size for size in found.get("sizes", ()) if size["patch_px"] == model.patch_px), found)
+    return float(own.get("patches_per_s") or 0.0)
 
 
 def build_command(config: Config, model: Model) -> str:
@@ -276,6 +278,8 @@ def _build_words(config: Config, model: Model) -> list[str]:
     inference = config.inference
     backend = "auto" if inference.engine == "gpu" else inference.engine
     words = ["engine", "build", str(model.directory), "--backend", backend, "--precision", inference.precision]
+    if model.at_other_size:
+        words += ["--patch", str(model.patch_px)]
     if inference.engines:
         words += ["--engines", inference.engines]
     for name, value in inference.build.model_dump(exclude_defaults=True).items():
@@ -288,7 +292,7 @@ def _tissue(config: Config, slides: str) -> str:
 
 
 def near(gpu: Gpu, allowed: set[int] | None = None, devices: Path = _DEVICES) -> str:
-    """The cores of the GPU's NUMA node that this process may use, as `taskset` takes them; empty where these are all."""
+    """The cores of the GPU's NUMA node that this process may use, as "0,1,8"; empty where these are all."""
     allowed = os.sched_getaffinity(0) if allowed is None else allowed
     try:
         text = (devices / gpu.pci / "local_cpulist").read_text().strip() if gpu.pci else ""

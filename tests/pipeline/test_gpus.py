@@ -572,7 +572,7 @@ class TestNear:
         assert cpu_list(text) == cores
 
     def test_they_go_to_the_device(self, shelf: Shelf, devices: Path, monkeypatch):
-        """As the list that taskset takes."""
+        """As a list of numbers."""
         shelf.add()
         monkeypatch.setattr(gpus.os, "sched_getaffinity", lambda pid: set(range(16)))
         monkeypatch.setattr(near, "__defaults__", (None, devices))
