@@ -18,6 +18,7 @@ import numpy as np
 from engines.errors import EngineError, one_line
 from engines.gpu import Gpu
 
+NO_GPU = "there is no GPU that this user may use (CUDA_VISIBLE_DEVICES limits them)"
 _DRIVER_VERSION = Path("/proc/driver/nvidia/version")
 _registered: Counter[int] = Counter()  # by address: how many engines of this process copy from that memory
 
@@ -50,6 +51,16 @@ def find_gpu(device: int = 0) -> Gpu | None:
         return read_gpu(device) if gpu_count() > device else None
     except EngineError:
         return None
+
+
+def why_none(device: int = 0) -> str:
+    """Where `find_gpu` gives None: why, in words."""
+    try:
+        if gpu_count() > device:
+            read_gpu(device)
+    except EngineError as error:
+        return str(error)
+    return NO_GPU
 
 
 def read_gpu(device: int) -> Gpu:

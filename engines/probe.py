@@ -82,14 +82,14 @@ def probe(backends: tuple[str, ...] = BACKENDS, timeout_s: float = PROBE_S) -> P
 
 
 def _look(backends: list[str]) -> dict[str, Any]:
-    from engines.cuda import gpu_count, read_gpu
+    from engines.cuda import NO_GPU, gpu_count, read_gpu
 
     gpus, problem = [], ""
     flavours: list[tuple[str, str]] = []
     reasons: dict[str, str] = {}
     try:
         gpus = [read_gpu(device).to_dict() for device in range(gpu_count())]
-        problem = "" if gpus else "there is no GPU that this user may use (CUDA_VISIBLE_DEVICES limits them)"
+        problem = "" if gpus else NO_GPU
     except EngineError as error:
         problem = str(error)
     if gpus:

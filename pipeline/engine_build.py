@@ -145,8 +145,15 @@ class _Job:
     def measuring(self, option: str) -> Gpu:
         """The GPU to measure on. Raises ConfigError where `option` has none, or nothing to verify with."""
         if self.gpu is None or not self.can_verify:
-            raise ConfigError(f"{option} measures: it needs this machine's GPU, and --verify-on or --calibrate")
+            lacks = f" ({_why_none()})" if self.gpu is None else ""
+            raise ConfigError(f"{option} measures: it needs this machine's GPU{lacks}, and --verify-on or --calibrate")
         return self.gpu
+
+
+def _why_none() -> str:
+    from engines.cuda import why_none
+
+    return why_none()
 
 
 Made = tuple["Entry", list[str]]
@@ -168,6 +175,8 @@ def _tensorrt(job: _Job) -> Made:
 
     args = job.args
     flavour = load_flavour(args.flavour)
+    if job.gpu is None and not flavour.portable:
+        raise EngineError(f"{flavour.name} builds on a GPU, and there is none that can be used: {_why_none()}")
     options = _options(args, job.config, flavour)
     gpu = job.measuring("--precision auto") if args.precision == "auto" else job.gpu
     wants_tissue = args.precision in ("auto", "int8") and args.calibrate
@@ -187,7 +196,7 @@ def _aoti(job: _Job) -> Made:
     args = job.args
     pytorch_source(job.model)  # raises before PyTorch is loaded
     if job.gpu is None:
-        raise EngineError("backend aoti builds for the GPU at hand, and there is none that can be used")
+        raise EngineError(f"backend aoti builds for the GPU at hand, and there is none that can be used: {_why_none()}")
     maker = AotiMaker(job.cache, autotune=bool(args.autotune), tell=tell)
     largest = args.batch[2]
     if args.precision == "auto":

@@ -140,7 +140,7 @@ def choose_gpus(devices: str | Sequence[int | str], found: Probe) -> list[Gpu]:
         if isinstance(device, int):
             fits = [found.gpus[device]] if 0 <= device < len(found.gpus) else []
         else:
-            fits = [gpu for gpu in found.gpus if gpu.uuid and gpu.uuid.startswith(device)]
+            fits = [gpu for i, gpu in enumerate(found.gpus) if _is_called(gpu, i, device)]
         if len(fits) != 1:
             there = ", ".join(f"{i}: {gpu.name} {gpu.uuid}" for i, gpu in enumerate(found.gpus))
             problem = "no such GPU" if not fits else "several GPUs begin so"
@@ -149,6 +149,13 @@ def choose_gpus(devices: str | Sequence[int | str], found: Probe) -> list[Gpu]:
             raise ConfigError(f"inference.devices: {device}: this GPU is named twice")
         chosen += fits
     return chosen
+
+
+def _is_called(gpu: Gpu, index: int, beginning: str) -> bool:
+    """Whether that is the beginning of its UUID, or, of a part of a GPU, of the name that CUDA_VISIBLE_DEVICES has for it."""
+    given = visible(gpu, index)
+    names = (gpu.uuid, given if given.startswith("MIG-") else "")
+    return bool(beginning) and any(name.startswith(beginning) for name in names)
 
 
 def _placed(config: Config, model: Model, found: Probe, gpus: Sequence[Gpu]) -> Placement:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from engines import backend as backend_module
 from engines import cuda as cuda_module
+from engines import flavour as flavour_module
 from engines.aoti_build import FLAVOUR as AOTI
 from engines.cache import EngineCache, Entry, record_verification
 from engines.errors import EngineError, ModelError
@@ -28,7 +29,7 @@ from pipeline.engine_command import add_parser
 from pipeline.engine_trial import opened
 from tests.engines.fake_gpu import GPU, FakeDevice, FakeNetwork
 from tests.engines.nets import FREE, SIDE, convolutions, deep, flavour, folded, mixed, noise
-from tests.engines.test_cache import BUILT, RTX, make_identity
+from tests.engines.test_cache import BUILT, FULL, RTX, make_identity
 from tests.engines.tiny import tiny_config
 
 VERIFIED = {
@@ -79,6 +80,23 @@ def test_options_that_do_not_go_together(cache: EngineCache, tmp_path: Path, arg
     with pytest.raises(ConfigError, match=words):
         build(mixed(tmp_path / "model"), *arguments)
     assert cache.entries() == []
+
+
+def test_without_a_gpu_the_reason_is_told(cache: EngineCache, tmp_path: Path, monkeypatch) -> None:
+    """Such as a package that is not installed, for every backend that needs one."""
+
+    def lacks() -> Any:
+        raise EngineError("cuda-python cannot be loaded")
+
+    monkeypatch.setattr(cuda_module, "load_runtime", lacks)
+    model = mixed(tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"needs this machine's GPU \(cuda-python cannot be loaded\)"):
+        build(model, "--backend", "auto", "--verify-on", tmp_path)
+    with pytest.raises(ConfigError, match=r"--precision auto .*GPU \(cuda-python cannot be loaded\)"):
+        build(model, "--verify-on", tmp_path)
+    monkeypatch.setattr(flavour_module, "load_flavour", lambda name=None: FULL)
+    with pytest.raises(EngineError, match=r"tensorrt builds on a GPU.*cuda-python cannot be loaded"):
+        build(model, "--precision", "fp16")
 
 
 def test_aoti_wants_the_pytorch_network(cache: EngineCache, tmp_path: Path) -> None:

@@ -181,6 +181,15 @@ class TestVisible:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
         assert gpus.visible(part, 0) == "0"
 
+    def test_a_part_of_a_gpu_can_be_named_as_it_was(self, monkeypatch):
+        """CUDA tells another name of it, which nobody has seen."""
+        part = replace(ONE, name="NVIDIA H100 80GB HBM3 MIG 1g.10gb", uuid="GPU-0000")
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1234,MIG-5678")
+        assert choose_gpus(["MIG-12"], Probe((part,))) == [part]
+        for wrong in ("MIG-5678", "0", ""):
+            with pytest.raises(ConfigError, match="no such GPU"):
+                choose_gpus([wrong], Probe((replace(part, uuid=""),)))
+
 
 class TestWhichEngine:
     """Engines in the folder, for a GPU that is there."""
