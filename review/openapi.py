@@ -104,6 +104,8 @@ SCHEMAS: dict[str, Any] = {
             "revision": _COUNT, "state": {"enum": ["new", "in_review", "signed", "reopened"]}, "reviewer": _TEXT_OR_NULL,
             "signed": {"type": ["object", "null"]}, "class": _TEXT_OR_NULL, "threshold": _NUMBER_OR_NULL,
             "findings": _list(_ref("Finding")), "acts": _COUNT,
+            # SHA-256 of the slide's summary, "" while there is none. A signature that gives it back is of this result only.
+            "result": _TEXT,
         }
     ),
     "Act": {

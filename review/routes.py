@@ -27,7 +27,10 @@ from review.users import HASHES_AT_A_TIME
 BODY_BYTES = 256 << 10
 SIGNING_IN_MOST = 32
 _CONFLICTS = frozenset(
-    ("signed", "not_signed", "not_opened", "not_finished", "changed_since", "no_finding", "drawn", "opened", "too_many")
+    (
+        *("signed", "not_signed", "not_opened", "not_finished", "result_changed"),
+        *("changed_since", "no_finding", "drawn", "opened", "too_many"),
+    )
 )
 Answer = Callable[[Request], Awaitable[Response]]
 
@@ -129,7 +132,7 @@ class Desk:
 
     def document(self, review: Review, facts: Facts) -> dict[str, Any]:
         """The full review document; where nobody has set them, the settings are the catalogue's."""
-        document = review.document() | {"outdated": signoff.outdated(review, facts)}
+        document = review.document() | {"outdated": signoff.outdated(review, facts), "result": facts.result}
         if review.settings is None and facts.classes:
             document["class"], document["threshold"], document["min_um2"] = self._slides.defaults(facts.key)
         return document
@@ -200,6 +203,8 @@ class Desk:
         """What can be refused is refused before the password is looked at, and without a guess being counted."""
         self._log.proven(facts.key)
         signoff.sign_fields(review, facts, "")
+        if "result" in body and body["result"] != facts.result:
+            raise NotAllowed("result_changed", "the slide has been analysed again since you looked at it; look again")
         if review.state == acts.SIGNED:
             raise NotAllowed("signed", "the review is signed; reopen it, with a reason, to change it")
         if self._guard.sign_password:

@@ -47,7 +47,6 @@ def test_a_real_run(results):
     assert whole.key == key_of("ward 3/Präparat") and len(whole.key) == 20
 
 
-
 def test_a_share_that_does_not_answer_costs_the_time_of_arrival_alone(results, monkeypatch) -> None:
     """Its slides are listed with all that the results folder knows, also at the first look; they wait once, not one by one.
 

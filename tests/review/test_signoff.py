@@ -74,6 +74,19 @@ def test_over_a_broken_log_nothing_is_done(tmp_path: Path) -> None:
             assert (answer.status, answer.json["code"]) == (503, "log_broken") and b"row" not in answer.body
 
 
+def test_a_signature_is_of_the_result_that_was_seen(tmp_path: Path) -> None:
+    """Where the slide has been analysed again since, 409 and nothing is signed; with the result as it is now, it is."""
+    with serve(guard.implicit("anna"), tmp_path) as page:
+        browser = page.browser().start()
+        seen = browser.act(KEY, None, "open").json["result"]
+        page.slides.slides[KEY] = facts(result="ef" * 32)
+        refused = browser.act(KEY, 1, "sign", statement="seen", result=seen)
+        assert (refused.status, refused.json["code"]) == (409, "result_changed")
+        now = refused.json["review"]
+        assert (now["state"], now["result"]) == ("in_review", "ef" * 32)
+        assert browser.act(KEY, 1, "sign", statement="seen", result=now["result"]).json["state"] == "signed"
+
+
 def test_a_slide_that_nobody_opened_is_not_signed(tmp_path: Path) -> None:
     """409 over HTTP; also while it runs."""
     with serve(guard.implicit("anna"), tmp_path, MadeUp(facts(), facts("b", state="running"))) as page:

@@ -12,9 +12,12 @@ export class ApiError extends Error {
 
 let csrf = "";
 let onSignedOut = () => {};
+let renewToken = async () => false;
 
 export const useToken = (token) => (csrf = token);
 export const whenSignedOut = (call) => (onSignedOut = call);
+/** call(): true where the same person has signed in anew, in another window; the token is the new one then. */
+export const whenTokenIsOld = (call) => (renewToken = call);
 
 async function refused(answer) {
   let body = {};
@@ -53,8 +56,17 @@ const json = async (path, options, quiet) => {
   const answer = await ask(path, options, quiet);
   return answer.status === 204 ? null : answer.json();
 };
-const change = (method, path, body, quiet) =>
-  json(path, { method, headers: { "Content-Type": "application/json", "X-CSRF": csrf }, body: JSON.stringify(body) }, quiet);
+const changing = (method, body) => ({ method, headers: { "Content-Type": "application/json", "X-CSRF": csrf }, body: JSON.stringify(body) });
+/** ask(options), once more where only the token was of an earlier session of the same person. */
+async function renewed(ask, method, body) {
+  try {
+    return await ask(changing(method, body));
+  } catch (error) {
+    if (error.code !== "csrf" || !(await renewToken())) throw error;
+    return ask(changing(method, body));
+  }
+}
+const change = (method, path, body, quiet) => renewed((options) => json(path, options, quiet), method, body);
 const slide = (key) => `/api/slides/${encodeURIComponent(key)}`;
 
 export const session = () => json("/api/session", {}, true);
@@ -69,8 +81,7 @@ export const regions = (key, values, signal) => json(`${slide(key)}/regions${que
 export const review = (key) => json(`${slide(key)}/review`);
 export const act = (key, revision, name, fields = {}) => change("POST", `${slide(key)}/acts`, { revision, act: name, ...fields });
 export async function label(key, image) {
-  const headers = { "Content-Type": "application/json", "X-CSRF": csrf };
-  return (await ask(`${slide(key)}/labels`, { method: "POST", headers, body: JSON.stringify({ image }) })).blob();
+  return (await renewed((options) => ask(`${slide(key)}/labels`, options), "POST", { image })).blob();
 }
 export const log = (key) => json(`${slide(key)}/log`);
 export const heat = async (key, from) => (await ask(`${slide(key)}/heat${query({ from })}`)).arrayBuffer();

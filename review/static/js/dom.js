@@ -18,6 +18,25 @@ export function replace(parent, ...children) {
   return parent;
 }
 
+/**
+ * Replaces what is inside only where it differs: what has the focus, is selected or is being pressed stays while others work.
+ * What is kept keeps its listeners, so they must not depend on what was shown.
+ */
+export function refill(parent, ...children) {
+  const made = replace(parent.cloneNode(false), ...children);
+  if (made.childNodes.length !== parent.childNodes.length) parent.replaceChildren(...made.childNodes);
+  else [...made.childNodes].forEach((child, i) => parent.childNodes[i].isEqualNode(child) || parent.childNodes[i].replaceWith(child));
+  return parent;
+}
+
+/** Makes these the children, in this order; those that are in their place already are not touched. */
+export function arrange(parent, children) {
+  const wanted = new Set(children);
+  for (const child of [...parent.children]) if (!wanted.has(child)) child.remove();
+  children.forEach((child, i) => parent.children[i] === child || parent.insertBefore(child, parent.children[i] ?? null));
+  return parent;
+}
+
 /** Calls once, when no call has come for this many milliseconds. */
 export function debounce(milliseconds, call) {
   let timer = 0;

@@ -22,10 +22,11 @@ export class Drawing {
     };
   }
 
-  begin() {
+  /** points: an outline that was drawn already and could not be kept */
+  begin(points = []) {
     if (this.active) return;
     this.active = true;
-    this.points = [];
+    this.points = points;
     this.viewer.osd.setMouseNavEnabled(false);
     for (const [name, handler] of Object.entries(this.handlers)) this.place.addEventListener(name, handler, true);
     this.onChange(this.points);

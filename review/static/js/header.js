@@ -6,6 +6,7 @@ import { showKeys } from "./keys.js";
 import { noticeError } from "./notices.js";
 import * as session from "./session.js";
 import { THEMES, applyTheme, currentTheme } from "./theme.js";
+import { listAddress } from "./worklist.js";
 
 const PAGES = { worklist: "#/", operations: "#/operations" };
 
@@ -28,7 +29,7 @@ export function showHeader(page, again) {
       "nav",
       { "aria-label": t("header.pages") },
       Object.entries(PAGES).map(([name, href]) =>
-        element("a", { href, "aria-current": page === name ? "page" : null }, t(`page.${name}`)),
+        element("a", { href: name === "worklist" && page !== name ? listAddress() : href, "aria-current": page === name ? "page" : null }, t(`page.${name}`)),
       ),
     ),
     element("span", { class: "grow" }),
@@ -38,8 +39,9 @@ export function showHeader(page, again) {
       async (wanted) => {
         await chooseLanguage(wanted);
         again();
+        document.getElementById("language").focus();
       },
-      { "aria-label": t("header.language") },
+      { id: "language", "aria-label": t("header.language") },
     ),
     choice(THEMES.map((theme) => [theme, t(`theme.${theme}`)]), currentTheme(), applyTheme, { "aria-label": t("header.theme") }),
     element("button", { type: "button", onclick: showKeys, "aria-label": t("keys.title"), title: t("keys.title") }, "?"),

@@ -1,7 +1,7 @@
 // The controls of the heatmap and its legend. All of them work without asking the server.
 
 import { COLOUR_MAPS, colourMap } from "./colourmaps.js";
-import { choice, element, field, replace } from "./dom.js";
+import { choice, element, field, refill } from "./dom.js";
 import { number } from "./format.js";
 import { FAILED, PENDING } from "./heatdata.js";
 import { t } from "./i18n.js";
@@ -102,7 +102,12 @@ export class HeatPanel {
   showCounts() {
     const { counts, count } = this.data;
     const line = (name, n) => (n ? element("li", { class: `key-${name}` }, element("span", { class: `swatch ${name}`, "aria-hidden": "true" }), t(`heat.${name}`, { n: number(n) })) : null);
-    replace(this.legend, line("failed", counts[FAILED]), line("pending", counts[PENDING]), count ? null : element("li", {}, t("heat.nothing")));
+    refill(this.legend, line("failed", counts[FAILED]), line("pending", counts[PENDING]), count ? null : element("li", {}, t("heat.nothing")));
+  }
+
+  /** Somebody has set it: not into the hand of who is typing another. */
+  showLeast(least) {
+    if (document.activeElement !== this.least) this.least.value = least;
   }
 
   /** The regions were found with other settings than those of the picture: offer to find them again. */

@@ -27,6 +27,9 @@ function setConnected(value) {
   tell({ type: "connection", connected });
 }
 
+/** Whoever shows something asks once more. */
+export const catchUp = () => tell({ type: "caught-up" });
+
 /** Connect, as one who has this slide open (null: none). */
 export function connect(slide = null) {
   if (source && key === slide && source.readyState !== EventSource.CLOSED) return;
@@ -36,7 +39,7 @@ export function connect(slide = null) {
   source.addEventListener("open", () => {
     setConnected(true);
     // What happened while there was no connection is not told again: whoever shows something asks once more.
-    tell({ type: "caught-up" });
+    catchUp();
   });
   source.addEventListener("error", () => {
     setConnected(false);

@@ -1,11 +1,13 @@
 // What the pipeline is doing: stages, queues, GPUs, speed, what holds up the rest, what failed.
 
 import * as api from "./api.js";
-import { element, replace } from "./dom.js";
+import { element, refill, replace } from "./dom.js";
 import { NONE, fullTime, number, time } from "./format.js";
 import { t } from "./i18n.js";
 import { useKeys } from "./keys.js";
 import { explain } from "./notices.js";
+import { inWords } from "./reasons.js";
+import { listAddress } from "./worklist.js";
 
 const EVERY = 5000;
 
@@ -69,7 +71,7 @@ function content(now) {
         ? element("ul", { class: "failures" }, now.failures.map((failure) =>
             typeof failure === "string"
               ? element("li", {}, failure)
-              : element("li", {}, failure.key ? element("a", { href: `#/slide/${failure.key}` }, failure.slide) : element("strong", {}, failure.slide ?? failure.name ?? ""), failure.time ? ` · ${time(failure.time)}` : "", element("br"), failure.reason ?? plain(failure)),
+              : element("li", {}, failure.key ? element("a", { href: `#/slide/${failure.key}` }, failure.slide) : element("strong", {}, failure.slide ?? failure.name ?? ""), failure.time ? ` · ${time(failure.time)}` : "", element("br"), failure.reason ? inWords(failure.reason) : plain(failure)),
           ))
         : element("p", { class: "quiet" }, t("operations.no_failures")),
     ),
@@ -86,7 +88,7 @@ export function operationsPage() {
     try {
       const now = await api.operations();
       if (left) return;
-      replace(body, content(now));
+      refill(body, content(now));
       when.textContent = t("operations.as_of", { time: fullTime(now.at ?? new Date().toISOString()) });
       timer = setTimeout(refresh, now.live === false ? 3 * EVERY : EVERY);
     } catch (error) {
@@ -100,7 +102,7 @@ export function operationsPage() {
   return {
     name: "operations",
     async enter(root) {
-      useKeys([{ keys: ["Escape"], text: "keys.worklist", run: () => (location.hash = "#/") }]);
+      useKeys([{ keys: ["Escape"], text: "keys.worklist", run: () => (location.hash = listAddress()) }]);
       root.append(element("h1", {}, t("page.operations")), when, body);
       await refresh(true);
     },

@@ -40,6 +40,20 @@ function item(region, finding, label, kind, outline) {
   };
 }
 
+/** What a region has become: itself, or the one that shares most with its box, as its patches or the settings have changed; or null. */
+export function successor(item, items) {
+  const same = items.find(({ id }) => id === item.id);
+  if (same) return same;
+  const shared = ({ bbox: [x, y, w, h] }) => {
+    const [ox, oy, ow, oh] = item.bbox;
+    const [right, down] = [Math.min(x + w, ox + ow) - Math.max(x, ox), Math.min(y + h, oy + oh) - Math.max(y, oy)];
+    return right > 0 && down > 0 ? right * down : 0;
+  };
+  const found = items.filter(({ kind }) => kind === "region").map((other) => [shared(other), other]);
+  const [most, best] = found.reduce((before, pair) => (pair[0] > before[0] ? pair : before), [0, null]);
+  return most > 0 ? best : null;
+}
+
 /** {accepted, rejected, unsure, none}: how many of each. */
 export function tally(items) {
   const counts = { accepted: 0, rejected: 0, unsure: 0, none: 0 };

@@ -14,6 +14,12 @@ export class Review {
 
   onChange(call) {
     this.listeners.add(call);
+    return () => this.listeners.delete(call);
+  }
+
+  /** When all acts that were asked for are answered. */
+  settled() {
+    return this.queue;
   }
 
   get signed() {
@@ -54,7 +60,7 @@ export class Review {
   }
 
   /** Somebody else was faster: show what they did, and leave it to the person to do it again. */
-  async meanwhile(error) {
+  async meanwhile(error, { quiet = false } = {}) {
     const newer = error.body.review ?? null;
     try {
       if (newer && "findings" in newer) this.take(newer);
@@ -63,6 +69,6 @@ export class Review {
       noticeError(problem);
       return;
     }
-    notice(error.code === "conflict" || !error.message ? t("error.conflict") : error.message, { error: true });
+    if (!quiet) notice(error.code === "conflict" || !error.message ? t("error.conflict") : error.message, { error: true });
   }
 }

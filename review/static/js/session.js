@@ -27,6 +27,14 @@ export async function start() {
   }
 }
 
+/** Signed in anew in another window: if as the same person, this one goes on with the new session. */
+api.whenTokenIsOld(async () => {
+  const now = await api.session();
+  if (now.user !== current?.user || now.role !== current?.role) return false;
+  take(now);
+  return true;
+});
+
 export async function leave() {
   await api.signOut();
   current = null;

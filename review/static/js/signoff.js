@@ -1,8 +1,8 @@
 // Signing and reopening, the log of all acts, and the result in files.
 
 import * as api from "./api.js";
-import { dialog, element, field, replace } from "./dom.js";
-import { fullTime, number, reviewText, time, verdictText } from "./format.js";
+import { dialog, element, field, refill } from "./dom.js";
+import { fullTime, number, reviewText, verdictText } from "./format.js";
 import { currentLanguage, t } from "./i18n.js";
 import { explain, noticeError } from "./notices.js";
 import { tally } from "./regionlist.js";
@@ -18,11 +18,15 @@ export class SignOff {
     this.review = review;
     this.regions = regions;
     this.data = data;
-    this.body = element("div", {});
-    // Made once: a list that is made anew when somebody judges a region closes under the hand that reaches for it.
+    // All made once: what is made anew when somebody judges a region goes away under the hand that reaches for it.
+    this.said = element("div", { role: "status", class: "grow" });
+    this.signButton = element("button", { type: "button", class: "main", onclick: () => this.askSign() }, t("sign.sign"), " ", element("kbd", { "aria-hidden": "true" }, "s"));
+    this.reopenButton = element("button", { type: "button", onclick: () => this.askReopen() }, t("sign.reopen"));
+    const log = element("button", { type: "button", onclick: () => this.showLog() }, t("log.title"));
+    const body = element("div", { class: "line" }, this.said, element("div", { class: "buttons" }, log, this.reopenButton, this.signButton));
     const formats = FORMATS.map((format) => element("li", {}, element("button", { type: "button", onclick: () => this.save(format) }, t(`export.${format}`))));
     const exports = element("details", {}, element("summary", {}, t("export.title")), element("ul", { class: "exports" }, formats));
-    this.element = element("section", { class: "panel sign-off", "aria-label": t("sign.title") }, this.body, exports);
+    this.element = element("section", { class: "panel sign-off", "aria-label": t("sign.title") }, body, exports);
     review.onChange(() => this.show());
     this.show();
   }
@@ -43,57 +47,85 @@ export class SignOff {
       if (!may) lines.push(element("p", { class: "quiet" }, t("sign.viewer")));
       else if (!finished) lines.push(element("p", { class: "quiet" }, t("sign.not_finished")));
     }
-    const button = signed
-      ? element("button", { type: "button", disabled: !may, onclick: () => this.askReopen() }, t("sign.reopen"))
-      : element("button", { type: "button", class: "main", disabled: !may || !finished, onclick: () => this.askSign() }, t("sign.sign"), " ", element("kbd", { "aria-hidden": "true" }, "s"));
-    const had = this.body.contains(document.activeElement);
-    replace(
-      this.body,
-      element("div", { class: "line" }, element("div", { role: "status", class: "grow" }, lines), element("div", { class: "buttons" }, element("button", { type: "button", onclick: () => this.showLog() }, t("log.title")), button)),
-    );
-    if (had) this.body.querySelector("button:not([disabled])")?.focus();
+    refill(this.said, lines);
+    const hadFocus = [this.signButton, this.reopenButton].includes(document.activeElement);
+    this.signButton.hidden = Boolean(signed);
+    this.signButton.disabled = !may || !finished;
+    this.reopenButton.hidden = !signed;
+    this.reopenButton.disabled = !may;
+    if (hadFocus) (signed ? this.reopenButton : this.signButton).focus();
   }
 
   async askSign() {
+    if (this.asking) return;
+    this.asking = true;
+    try {
+      await this.openSign();
+    } finally {
+      this.asking = false;
+    }
+  }
+
+  async openSign() {
     if (this.review.signed || !session.mayAct() || NOT_FINISHED.has(this.slide.state)) return;
     // A slide without any region is signed too: then opening it is the only other act.
     if ((this.review.document.state ?? "new") === "new" && !(await this.review.act("open"))) return;
+    await Promise.all([this.loaded, this.review.settled()]);
+    if (!this.element.isConnected || this.review.signed) return;
+    const shown = element("div", {});
+    // What is signed is what this dialog shows: this revision of the review, and this result of the slide.
+    const seen = { result: this.review.document.result };
+    const show = () => {
+      seen.revision = this.review.document.revision;
+      refill(shown, this.toBeSigned());
+    };
+    show();
+    const statement = element("textarea", { rows: 3, required: true, maxlength: 2000, value: t("sign.statement") });
+    const password = element("input", { type: "password", autocomplete: "current-password", required: true });
+    const asks = session.user().sign_password;
+    const content = [shown, field(t("sign.statement_label"), statement), asks && field(t("session.password"), password), element("p", { class: "quiet" }, t("sign.as", { name: session.user().user }))];
+    const asked = this.askInDialog(t("sign.dialog", { slide: this.slide.id }), content, t("sign.sign"), () =>
+      this.actOrThrow("sign", seen.revision, { statement: statement.value, result: seen.result, ...(asks ? { password: password.value } : {}) }),
+    );
+    this.itemsChanged = () => {
+      const before = seen.revision;
+      show();
+      if (before !== seen.revision && !asked.busy()) asked.say(t("sign.changed_meanwhile"));
+    };
+    asked.box.addEventListener("close", () => (this.itemsChanged = () => {}));
+  }
+
+  /** Called when regions or verdicts have changed; a dialog that shows them follows. */
+  itemsChanged() {}
+
+  /** Verdicts, and what is open or unknown. */
+  toBeSigned() {
     const counts = tally(this.regions.items);
     const failed = this.data.counts[2];
     const warnings = [
+      this.incomplete && t("sign.warn_incomplete"),
       counts.none && t("sign.warn_none", { n: number(counts.none) }),
       counts.unsure && t("sign.warn_unsure", { n: number(counts.unsure) }),
       failed && t("sign.warn_failed", { n: number(failed) }),
       this.slide.state === "failed" && t("sign.warn_slide_failed"),
     ].filter(Boolean);
-    const statement = element("textarea", { rows: 3, required: true, maxlength: 2000, value: t("sign.statement") });
-    const password = element("input", { type: "password", autocomplete: "current-password", required: true });
-    const asks = session.user().sign_password;
-    this.askInDialog(
-      t("sign.dialog", { slide: this.slide.id }),
-      [
-        element("p", {}, ["accepted", "rejected", "unsure", "none"].map((verdict) => `${verdictText(verdict === "none" ? null : verdict)}: ${counts[verdict]}`).join(" · ")),
-        warnings.length ? element("ul", { class: "warnings" }, warnings.map((warning) => element("li", {}, warning))) : null,
-        field(t("sign.statement_label"), statement),
-        asks && field(t("session.password"), password),
-        element("p", { class: "quiet" }, t("sign.as", { name: session.user().user })),
-      ],
-      t("sign.sign"),
-      () => this.actOrThrow("sign", { statement: statement.value, ...(asks ? { password: password.value } : {}) }),
-    );
+    return [
+      element("p", {}, ["accepted", "rejected", "unsure", "none"].map((verdict) => `${verdictText(verdict === "none" ? null : verdict)}: ${counts[verdict]}`).join(" · ")),
+      warnings.length ? element("ul", { class: "warnings" }, warnings.map((warning) => element("li", {}, warning))) : null,
+    ];
   }
 
   askReopen() {
     const reason = element("textarea", { rows: 3, required: true, maxlength: 2000 });
-    this.askInDialog(t("sign.reopen_dialog"), [element("p", { class: "quiet" }, t("sign.reopen_why")), field(t("sign.reason"), reason)], t("sign.reopen"), () => this.actOrThrow("reopen", { reason: reason.value }));
+    this.askInDialog(t("sign.reopen_dialog"), [element("p", { class: "quiet" }, t("sign.reopen_why")), field(t("sign.reason"), reason)], t("sign.reopen"), () => this.actOrThrow("reopen", this.review.document.revision, { reason: reason.value }));
   }
 
   /** In a dialog the refusal belongs into the dialog, beside the password that was wrong. */
-  async actOrThrow(name, fields) {
+  async actOrThrow(name, revision, fields) {
     try {
-      this.review.take(await api.act(this.slide.key, this.review.document.revision, name, fields));
+      this.review.take(await api.act(this.slide.key, revision, name, fields));
     } catch (error) {
-      if (error.status === 409) await this.review.meanwhile(error);
+      if (error.status === 409) await this.review.meanwhile(error, { quiet: true });
       throw error;
     }
   }
@@ -104,18 +136,24 @@ export class SignOff {
     const go = element("button", { class: "main" }, label);
     const form = element("form", {}, content.filter(Boolean), problem, element("div", { class: "buttons" }, element("button", { type: "button", onclick: () => box.close() }, t("cancel")), go));
     const box = dialog(title, form);
+    let busy = false;
     form.addEventListener("submit", async (event) => {
       event.preventDefault();
-      go.disabled = true;
+      if (busy) return;
+      busy = go.disabled = true;
       problem.textContent = "";
       try {
         await run();
         box.close();
       } catch (error) {
-        problem.textContent = explain(error);
-        go.disabled = false;
+        // Whoever has closed the dialog meanwhile is told all the same.
+        if (box.open) problem.textContent = explain(error);
+        else noticeError(error);
+      } finally {
+        busy = go.disabled = false;
       }
     });
+    return { box, busy: () => busy, say: (text) => (problem.textContent = text) };
   }
 
   async showLog() {
@@ -132,7 +170,7 @@ export class SignOff {
                 "table", { class: "log" },
                 element("thead", {}, element("tr", {}, ["n", "at", "user", "act", "fields", "hash"].map((name) => element("th", { scope: "col" }, t(`log.${name}`))))),
                 element("tbody", {}, rows.map((row) => element("tr", {},
-                  element("td", { class: "number" }, String(row.n)), element("td", { title: row.at }, time(row.at)), element("td", {}, row.user),
+                  element("td", { class: "number" }, String(row.n)), element("td", { title: row.at }, fullTime(row.at)), element("td", {}, row.user),
                   element("td", {}, t(`act.${row.act}`, {}, row.act)), element("td", { class: "fields" }, this.inWords(row)), element("td", {}, element("code", { title: row.hash }, row.hash.slice(0, 10)))))),
               ),
             )

@@ -1,8 +1,7 @@
 // The page of one slide: viewer, heatmap, regions and sign-off, put together and kept up to date.
 
 import * as api from "./api.js";
-import { debounce, element } from "./dom.js";
-import { Drawing } from "./drawing.js";
+import { debounce, element, refill } from "./dom.js";
 import { number } from "./format.js";
 import { HeatData } from "./heatdata.js";
 import { Heatmap } from "./heatmap.js";
@@ -20,13 +19,13 @@ import { Review } from "./review.js";
 import { ScaleBar } from "./scalebar.js";
 import * as session from "./session.js";
 import { SignOff } from "./signoff.js";
+import { Sketch } from "./sketch.js";
 import { slideKeys } from "./slidekeys.js";
 import { SlideInfo } from "./slideinfo.js";
 import { Toolbar } from "./toolbar.js";
 import { Viewer } from "./viewer.js";
 import { fromValues, toValues } from "./viewlink.js";
-
-const MOST_POINTS = 1500;
+import { listAddress } from "./worklist.js";
 
 class SlidePage {
   constructor(key, values) {
@@ -43,7 +42,8 @@ class SlidePage {
     if (this.left) return;
     this.detail = detail;
     document.title = `${detail.id} – slidestream`;
-    this.review = new Review(detail.key, detail.review.findings ? detail.review : await api.review(detail.key));
+    this.review = new Review(detail.key, detail.review);
+    this.result = this.review.document.result;
     this.info = new SlideInfo(detail);
     this.data = new HeatData(detail.grid ?? { columns: 1, rows: 1, origin_x: 0, origin_y: 0, step_x: 1, step_y: 1, patch_width: 1, patch_height: 1 }, detail.classes ?? []);
     if (!detail.width || !detail.levels?.length) return this.enterWithoutPicture(root);
@@ -53,7 +53,9 @@ class SlidePage {
     this.build(root, heat);
     this.stops.push(whenLookedAt(() => this.begin()));
     this.stops.push(listen((event) => this.hear(event)));
-    await Promise.all([this.opened(), this.loadHeat(), this.loadRegions()]);
+    // What there is to sign must be here before it is signed.
+    this.signoff.loaded = Promise.all([this.loadHeat(), this.loadRegions()]);
+    await Promise.all([this.opened(), this.signoff.loaded]);
   }
 
   /** The review has begun, if no act has begun it before. */
@@ -65,12 +67,13 @@ class SlidePage {
   /** A slide that could not be opened has no picture: what is known of it is said, and it can be signed as such. */
   enterWithoutPicture(root) {
     this.regions = { items: [] };
-    const signoff = new SignOff(this.detail, this.review, this.regions, this.data);
+    this.signoff = new SignOff(this.detail, this.review, this.regions, this.data);
+    this.why = element("div", { class: "verdict", role: "status" }, this.whyNoPicture());
     useKeys([
-      { keys: ["s"], text: "keys.sign", run: () => signoff.askSign() },
+      { keys: ["s"], text: "keys.sign", run: () => this.signoff.askSign() },
       { keys: ["Escape"], text: "keys.worklist", run: () => this.back() },
     ]);
-    root.append(element("div", { class: "no-slide" }, this.info.element, element("div", { class: "verdict" }, this.whyNoPicture()), signoff.element));
+    root.append(element("div", { class: "no-slide" }, this.info.element, this.why, this.signoff.element));
     this.stops.push(listen((event) => this.hear(event)));
     if (this.detail.problem?.code === "storage") this.retry = setTimeout(() => dispatchEvent(new CustomEvent("slidestream-reload")), 20000);
   }
@@ -102,27 +105,26 @@ class SlidePage {
       },
     });
     this.regions = new Regions(this.detail, this.review, {
-      may: () => session.mayAct() && !this.review.signed,
+      may: () => this.mayAct(),
       onChoose: (item, look) => look && this.viewer.showBox(item.bbox),
       onItems: (items, current) => this.showItems(items, current),
     });
-    this.regions.settings = this.settings;
     this.signoff = new SignOff(this.detail, this.review, this.regions, this.data);
     this.review.onChange(() => this.reviewChanged());
     const place = element("div", { class: "slide-place" });
     this.stage = element("div", { class: "stage" }, place);
     const side = element("aside", { class: "side", "aria-label": t("slide.side") }, this.info.element, this.regions.panel, this.panel.element, this.signoff.element);
-    root.append(element("div", { class: "slide-page" }, this.stage, side, this.regions.strip));
+    this.whole = element("div", { class: "slide-page" }, this.stage, side, this.regions.strip);
+    root.append(this.whole);
     // Only now, as OpenSeadragon measures its place once: a view from a link would be of another size otherwise.
     this.viewer = new Viewer(place, this.detail);
     this.viewer.osd.canvas.append(this.heatmap.canvas, this.outlines.canvas);
     this.readout = new Readout(this.detail, this.data);
     this.scaleBar = new ScaleBar();
-    this.drawing = new Drawing(this.viewer, place, { onChange: (points) => this.drawn(points), onDone: (points) => this.drew(points) });
-    this.toolbar = new Toolbar(this.viewer, { mayDraw: session.mayAct(), draw: () => this.toggleDrawing(), full: () => this.fullScreen() });
-    this.hint = element("div", { class: "hint", role: "status" });
+    this.sketch = new Sketch(this, place);
+    this.toolbar = new Toolbar(this.viewer, { mayDraw: session.mayAct(), draw: () => this.sketch.toggle(), full: () => this.fullScreen() });
     this.stage.prepend(this.toolbar.element);
-    this.stage.append(this.hint, element("div", { class: "corner" }, this.scaleBar.element, this.readout.element));
+    this.stage.append(this.sketch.hint, element("div", { class: "corner" }, this.scaleBar.element, this.readout.element));
     this.viewer.onView(() => this.redraw(), () => this.remember());
     this.stage.append(new Missing(this.viewer).element);
     place.addEventListener("pointermove", (event) => this.point(event));
@@ -203,7 +205,8 @@ class SlidePage {
 
   takeSettings(settings) {
     this.settings = settings;
-    this.regions.settings = settings;
+    this.least = settings.min_um2;
+    this.panel.showLeast(settings.min_um2);
     this.offer();
     this.loadRegions();
   }
@@ -216,16 +219,21 @@ class SlidePage {
 
   async loadRegions() {
     if (!this.data.classes.length) return;
+    const { settings } = this;
     try {
-      const { regions } = await api.regions(this.detail.key, this.settings);
-      if (this.left) return;
-      this.regions.setFound(regions);
+      const { regions } = await api.regions(this.detail.key, settings);
+      // Of two questions the earlier one may be answered last.
+      if (this.left || settings !== this.settings) return;
+      this.regionsMissing = this.signoff.incomplete = false;
+      this.regions.setFound(regions, settings);
       if (this.link.region && this.regions.items.some(({ id }) => id === this.link.region)) {
         this.regions.choose(this.link.region, { look: !this.link.view });
         this.link.region = null;
       }
     } catch (error) {
-      if (!this.left) noticeError(error);
+      if (this.left || settings !== this.settings) return;
+      this.regionsMissing = this.signoff.incomplete = true;
+      noticeError(error);
     }
   }
 
@@ -234,6 +242,7 @@ class SlidePage {
     this.outlines.current = current;
     this.redraw();
     this.rememberSoon?.();
+    this.signoff?.itemsChanged();
   }
 
   /** One request at a time; what came meanwhile is asked for once after it. */
@@ -252,8 +261,7 @@ class SlidePage {
         const answer = await api.heat(this.detail.key, anew ? 0 : this.data.next);
         if (this.left) return;
         if (anew) this.data.clear();
-        const changed = this.data.apply(answer);
-        if (changed) this.dataChanged();
+        if (this.data.apply(answer)) this.dataChanged();
       } while (this.again);
     } catch (error) {
       if (!this.left) noticeError(error);
@@ -270,13 +278,11 @@ class SlidePage {
   }
 
   hear(event) {
-    if (event.type === "connection") {
-      this.stage?.classList.toggle("offline", !event.connected);
-      return;
-    }
+    this.info.connection.hear(event);
     if (event.type === "caught-up" || event.type === "resync") {
       this.growSoon();
       this.review.refresh().catch(() => {});
+      if (this.regionsMissing) this.regionsSoon(0);
       return;
     }
     if (event.key !== this.slide) return;
@@ -305,16 +311,28 @@ class SlidePage {
         dispatchEvent(new CustomEvent("slidestream-reload"));
         return;
       }
+      const { state } = before;
       Object.assign(this.detail, now);
       this.info.show(this.detail);
-      this.signoff?.show();
+      const another = this.anotherResult(now.review);
+      this.review.take(now.review);
+      this.signoff.show();
+      if (this.why) refill(this.why, this.whyNoPicture());
       if (!this.viewer) return;
       await this.loadHeat();
       const live = now.state === "running";
-      if (before.state !== now.state || live) this.regionsSoon(live ? 3000 : 0);
+      if (state !== now.state || another || live) this.regionsSoon(live ? 3000 : 0);
     } catch (error) {
       if (!this.left) console.warn(explain(error));
     }
+  }
+
+  /** Analysed again while somebody is at it: what was judged was the earlier result. */
+  anotherResult({ result }) {
+    if (!result || result === this.result) return false;
+    if (this.result) notice(t("slide.again"), { error: true });
+    this.result = result;
+    return true;
   }
 
   regionsSoon(milliseconds) {
@@ -325,44 +343,24 @@ class SlidePage {
     }, milliseconds);
   }
 
-  toggleDrawing() {
-    if (this.drawing.active) this.drawing.finish();
-    else if (session.mayAct() && !this.review.signed) {
-      this.drawing.begin();
-      this.toolbar.drawing(true);
-      this.hint.textContent = t("draw.hint");
-      this.stage.classList.add("drawing");
-    }
-  }
-
-  drawn(points) {
-    this.outlines.drawn = points;
-    this.redraw();
-  }
-
-  async drew(points) {
-    this.toolbar.drawing(false);
-    this.hint.textContent = "";
-    this.stage.classList.remove("drawing");
-    if (!points) return;
-    const { width, height } = this.detail;
-    const every = Math.ceil(points.length / MOST_POINTS);
-    const outline = points.filter((_, i) => i % every === 0).map(([x, y]) => [Math.min(width, Math.max(0, x)), Math.min(height, Math.max(0, y))]);
-    const before = new Set(this.review.document.findings.map(({ id }) => id));
-    if (!(await this.review.act("draw", { outline, comment: "" }))) return;
-    const made = this.review.document.findings.find(({ id }) => !before.has(id));
-    if (made) this.regions.choose(made.id, { look: false });
-    notice(t("draw.done"));
-  }
-
   fullScreen() {
+    // With the regions: a verdict that is given must be seen.
     if (document.fullscreenElement) document.exitFullscreen();
-    else this.stage.requestFullscreen().catch(noticeError);
+    else this.whole.requestFullscreen().catch(noticeError);
   }
 
   back() {
-    if (this.drawing?.active) this.drawing.cancel();
-    else location.hash = "#/";
+    if (this.sketch?.active) this.sketch.drawing.cancel();
+    else location.hash = listAddress();
+  }
+
+  mayAct() {
+    return session.mayAct() && !this.review.signed;
+  }
+
+  /** Something would be lost with the window. */
+  unsaved() {
+    return Boolean(this.regions?.comment?.unsaved || this.sketch?.unsaved);
   }
 
   remember() {
@@ -384,13 +382,15 @@ class SlidePage {
 
   leave() {
     this.left = true;
+    this.regions?.comment?.leave();
     for (const stop of this.stops) stop();
+    this.info?.connection.stop();
     this.rememberSoon?.cancel();
     clearTimeout(this.growing);
     clearTimeout(this.retry);
     clearTimeout(this.regionTimer);
     cancelAnimationFrame(this.frameAsked);
-    this.drawing?.cancel();
+    this.sketch?.drawing.cancel();
     this.viewer?.destroy();
   }
 }

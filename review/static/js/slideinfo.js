@@ -1,7 +1,8 @@
 // What slide this is, in what state, and who else has it open.
 
 import * as api from "./api.js";
-import { dialog, element, replace } from "./dom.js";
+import { Connection } from "./connection.js";
+import { dialog, element, refill } from "./dom.js";
 import { NONE, fullTime, number, reasonText, stateText } from "./format.js";
 import { t } from "./i18n.js";
 import { noticeError } from "./notices.js";
@@ -15,10 +16,13 @@ function named(value) {
 
 export class SlideInfo {
   constructor(slide) {
-    this.open = false;
     this.others = element("p", { class: "others", role: "status" });
-    this.body = element("div", {});
-    this.element = element("section", { class: "panel", "aria-labelledby": "slide-title" }, element("h1", { id: "slide-title" }, slide.id), this.body, this.others);
+    this.connection = new Connection();
+    this.words = element("div", {});
+    this.images = element("p", { class: "buttons" });
+    this.facts = element("dl", { class: "facts tight" });
+    const details = element("details", {}, element("summary", {}, t("facts.title")), this.images, this.facts);
+    this.element = element("section", { class: "panel", "aria-labelledby": "slide-title" }, element("h1", { id: "slide-title" }, slide.id), this.words, details, this.others, this.connection.element);
     this.show(slide);
     this.present(slide.others ?? []);
   }
@@ -39,16 +43,11 @@ export class SlideInfo {
       ["column.arrived", fullTime(slide.arrived)],
       ["facts.finished", fullTime(slide.finished)],
     ];
-    const details = element(
-      "details",
-      { open: this.open, ontoggle: (event) => (this.open = event.target.open) },
-      element("summary", {}, t("facts.title")),
-      slide.labels?.length
-        ? element("p", { class: "buttons" }, slide.labels.map((image) => element("button", { type: "button", onclick: () => this.showLabel(slide, image) }, t(`label.${image}`))))
-        : null,
-      element("dl", { class: "facts tight" }, facts.map(([name, value]) => element("div", { class: "fact" }, element("dt", {}, t(name)), element("dd", {}, value)))),
-    );
-    replace(this.body, element("p", {}, words), reasonText(slide.reason) ? element("p", { class: "reason" }, reasonText(slide.reason)) : null, details);
+    refill(this.words, element("p", {}, words), reasonText(slide.reason) ? element("p", { class: "reason" }, reasonText(slide.reason)) : null);
+    const images = slide.labels ?? [];
+    this.images.hidden = !images.length;
+    refill(this.images, images.map((image) => element("button", { type: "button", onclick: () => this.showLabel(slide, image) }, t(`label.${image}`))));
+    refill(this.facts, facts.map(([name, value]) => element("div", { class: "fact" }, element("dt", {}, t(name)), element("dd", {}, value))));
   }
 
   /** Only when asked for: it may name the patient, and who has seen it is in the log. */

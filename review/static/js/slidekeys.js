@@ -4,7 +4,7 @@ const PAN = 120; // CSS px
 
 export function slideKeys(page) {
   const { regions, viewer } = page;
-  const drawing = (then, otherwise) => () => (page.drawing.active ? then() : otherwise());
+  const { drawing } = page.sketch;
   const turn = (name, by) => () => page.setHeat({ [name]: page.panel.settings[name] + by });
   const canvasHasFocus = () => viewer.osd.canvas.contains(document.activeElement) || document.activeElement === document.getElementById("main") || document.activeElement === document.body;
   const pan = (x, y) => () => (canvasHasFocus() ? page.pan(x, y) : false);
@@ -15,10 +15,10 @@ export function slideKeys(page) {
     { keys: ["r"], text: "keys.reject", run: () => regions.judge("rejected") },
     { keys: ["u"], text: "keys.unsure", run: () => regions.judge("unsure") },
     { keys: ["c"], text: "keys.comment", run: () => regions.focusComment() },
-    { keys: ["d"], text: "keys.draw", run: () => page.toggleDrawing() },
-    { keys: ["Enter"], text: "keys.finish", run: () => (page.drawing.active ? page.drawing.finish() : false) },
-    { keys: ["Backspace"], text: "keys.back_corner", run: () => (page.drawing.active ? page.drawing.back() : false) },
-    { keys: ["z"], text: "keys.undo", run: drawing(() => page.drawing.back(), () => page.review.act("undo")) },
+    { keys: ["d"], text: "keys.draw", run: () => page.sketch.toggle() },
+    { keys: ["Enter"], text: "keys.finish", run: () => (drawing.active ? drawing.finish() : false) },
+    { keys: ["Backspace"], text: "keys.back_corner", run: () => (drawing.active ? drawing.back() : false) },
+    { keys: ["z"], text: "keys.undo", run: () => (drawing.active ? drawing.back() : page.review.act("undo")) },
     { keys: ["s"], text: "keys.sign", run: () => page.signoff.askSign() },
     { keys: ["h"], text: "keys.heatmap", run: () => page.setHeat({ shown: !page.panel.settings.shown }) },
     { keys: ["["], text: "keys.threshold_down", run: turn("threshold", -0.05) },

@@ -1,13 +1,14 @@
 // The worklist: every slide, urgent and likely ones first. Values change in place; rows move only when nobody is at them.
 
 import * as api from "./api.js";
-import { choice, debounce, element, field, replace } from "./dom.js";
-import { number, time } from "./format.js";
+import { Connection } from "./connection.js";
+import { arrange, choice, debounce, element, field, replace } from "./dom.js";
+import { number } from "./format.js";
 import { t } from "./i18n.js";
 import { useKeys } from "./keys.js";
 import { listen } from "./live.js";
 import { explain } from "./notices.js";
-import { row as tableRow } from "./worklist_row.js";
+import { refresh, row as tableRow } from "./worklist_row.js";
 
 const PAGE = 100;
 const STATES = ["waiting", "running", "complete", "partial", "failed"];
@@ -16,11 +17,16 @@ const COLUMNS = [
   { name: "urgency" },
   { name: "id" },
   { name: "state" },
-  { name: "score", number: true },
-  { name: "tumour_mm2", number: true },
-  { name: "arrived" },
+  { name: "score", number: true, first: "desc" },
+  { name: "tumour_mm2", number: true, first: "desc" },
+  { name: "arrived", first: "desc" },
   { name: "review" },
 ];
+
+// Whoever comes back from a slide finds the list as it was left: filters, place, and the slide that n and p go on from.
+let leftAt = { address: "#/", scrolled: 0, slide: null };
+
+export const listAddress = () => leftAt.address;
 
 /** The filters live in the address, so that "back" and a bookmark find them again. */
 function filtersOf(values) {
@@ -30,27 +36,42 @@ function filtersOf(values) {
   return filters;
 }
 
+function addressOf(filters) {
+  const kept = Object.entries(filters).filter(([, value]) => value !== "" && value !== 0);
+  return kept.length ? `#/?${new URLSearchParams(kept)}` : "#/";
+}
+
 export function worklistPage(values) {
   let filters = filtersOf(values);
   let keys = []; // slides shown, in order
+  let shownFrom = null; // the offset of the first
   let rows = new Map(); // key → <tr>
   let pending = null; // an answer that would move rows while somebody is at them
   let left = false;
   let asked = null;
+  let owed = false; // a person asked for the list, and has not got it yet
+  let place = null; // the page's <main>
   let stop = () => {};
 
   const body = element("tbody", {});
   const count = element("p", { class: "count", role: "status" });
-  const connection = element("p", { class: "quiet connection", role: "status" });
+  const connection = new Connection(t("live.on"));
   const news = element("div", { role: "status", class: "news" });
-  const pages = element("nav", { class: "pages", "aria-label": t("worklist.pages") });
-  const heads = element("tr", {});
+  const turn = (by, text) => element("button", { type: "button", onclick: () => change({ offset: Math.max(0, filters.offset + by) }) }, text);
+  const turns = [turn(-PAGE, t("worklist.earlier")), turn(PAGE, t("worklist.later"))];
+  const pages = element("nav", { class: "pages", "aria-label": t("worklist.pages"), hidden: true }, turns);
+  const heads = COLUMNS.map(({ name, number: isNumber }) =>
+    element(
+      "th",
+      { scope: "col", class: isNumber ? "number" : null },
+      element("button", { type: "button", class: "sort", onclick: () => sortBy(name) }, t(`column.${name}`), element("span", { "aria-hidden": "true" })),
+    ),
+  );
   const search = element("input", { type: "search", value: filters.q, autocomplete: "off", spellcheck: "false" });
   const reviewer = element("input", { type: "search", value: filters.reviewer, autocomplete: "off" });
 
   function remember() {
-    const kept = Object.entries(filters).filter(([, value]) => value !== "" && value !== 0);
-    history.replaceState(null, "", kept.length ? `#/?${new URLSearchParams(kept)}` : "#/");
+    history.replaceState(null, "", addressOf(filters));
   }
 
   function change(values) {
@@ -61,23 +82,19 @@ export function worklistPage(values) {
   }
 
   function sortBy(name) {
-    const order = filters.sort !== name ? "asc" : filters.order === "asc" ? "desc" : "";
+    // Of figures and times the largest are wanted first.
+    const orders = COLUMNS.find((column) => column.name === name).first === "desc" ? ["desc", "asc", ""] : ["asc", "desc", ""];
+    const order = filters.sort !== name ? orders[0] : orders[orders.indexOf(filters.order) + 1];
     change(order ? { sort: name, order } : { sort: "", order: "" });
   }
 
   function showHeads() {
-    replace(
-      heads,
-      COLUMNS.map(({ name, number: isNumber }) => {
-        const sorted = filters.sort === name ? (filters.order === "desc" ? "descending" : "ascending") : null;
-        const arrow = { ascending: " ▲", descending: " ▼" }[sorted] ?? "";
-        return element(
-          "th",
-          { scope: "col", "aria-sort": sorted, class: isNumber ? "number" : null },
-          element("button", { type: "button", class: "sort", onclick: () => sortBy(name) }, t(`column.${name}`), element("span", { "aria-hidden": "true" }, arrow)),
-        );
-      }),
-    );
+    COLUMNS.forEach(({ name }, i) => {
+      const sorted = filters.sort === name ? (filters.order === "desc" ? "descending" : "ascending") : null;
+      if (sorted) heads[i].setAttribute("aria-sort", sorted);
+      else heads[i].removeAttribute("aria-sort");
+      heads[i].querySelector("span").textContent = { ascending: " ▲", descending: " ▼" }[sorted] ?? "";
+    });
   }
 
   const busy = () => body.contains(document.activeElement) || (body.matches(":hover") && matchMedia("(hover: hover)").matches);
@@ -85,19 +102,26 @@ export function worklistPage(values) {
   function put(answer, { mark = false } = {}) {
     pending = null;
     replace(news);
-    const before = new Set(keys);
+    const known = new Set(keys);
     const focused = keys.find((key) => rows.get(key)?.contains(document.activeElement));
     const old = rows;
     rows = new Map();
     keys = answer.slides.map((slide) => slide.key);
     for (const slide of answer.slides) {
-      const isNew = (mark && !before.has(slide.key)) || old.get(slide.key)?.classList.contains("new");
-      rows.set(slide.key, tableRow(slide, isNew));
+      const isNew = (mark && !known.has(slide.key)) || old.get(slide.key)?.classList.contains("new");
+      const made = tableRow(slide, isNew);
+      rows.set(slide.key, old.has(slide.key) ? refresh(old.get(slide.key), made) : made);
     }
-    replace(body, [...rows.values()]);
-    if (focused && rows.has(focused)) rows.get(focused).querySelector("a").focus({ preventScroll: true });
+    arrange(body, [...rows.values()]);
+    keepFocus(focused);
     if (!keys.length) replace(body, element("tr", {}, element("td", { colspan: COLUMNS.length, class: "empty" }, t(anyFilter() ? "worklist.none_match" : "worklist.none"))));
     showCount(answer.total);
+  }
+
+  /** A line that was moved, or whose cell was made anew, has lost it. */
+  function keepFocus(key) {
+    const shown = rows.get(key);
+    if (shown && !shown.contains(document.activeElement)) shown.querySelector("a").focus({ preventScroll: true });
   }
 
   const anyFilter = () => Boolean(filters.q || filters.state || filters.urgency || filters.review || filters.reviewer);
@@ -107,9 +131,9 @@ export function worklistPage(values) {
     count.textContent = t(total > keys.length ? "worklist.count_part" : "worklist.count", {
       n: number(total), from: number(first), to: number(filters.offset + keys.length),
     });
-    const turn = (by, text) =>
-      element("button", { type: "button", onclick: () => change({ offset: filters.offset + by }), disabled: by < 0 ? filters.offset === 0 : filters.offset + PAGE >= total }, text);
-    replace(pages, total > PAGE ? [turn(-PAGE, t("worklist.earlier")), turn(PAGE, t("worklist.later"))] : []);
+    pages.hidden = total <= PAGE && filters.offset === 0;
+    turns[0].disabled = filters.offset === 0;
+    turns[1].disabled = filters.offset + PAGE >= total;
   }
 
   /** New values at once; a new order only when nobody points at the rows or has the keyboard's focus in them. */
@@ -120,10 +144,8 @@ export function worklistPage(values) {
       const shown = rows.get(slide.key);
       if (!shown) continue;
       const hadFocus = shown.contains(document.activeElement);
-      const made = tableRow(slide, shown.classList.contains("new"));
-      shown.replaceWith(made);
-      rows.set(slide.key, made);
-      if (hadFocus) made.querySelector("a").focus({ preventScroll: true });
+      refresh(shown, tableRow(slide, shown.classList.contains("new")));
+      if (hadFocus) keepFocus(slide.key);
     }
     const fresh = answer.slides.filter((slide) => !rows.has(slide.key));
     const urgent = fresh.filter((slide) => slide.urgency === "stat").length;
@@ -135,16 +157,25 @@ export function worklistPage(values) {
   async function load({ byPerson = false } = {}) {
     asked?.abort();
     asked = new AbortController();
+    // News may overtake a person's own question: it is answered all the same, whoever is at the rows.
+    owed ||= byPerson;
+    body.classList.toggle("asked", owed);
     try {
+      const from = filters.offset;
       const answer = await api.worklist({ ...filters, limit: PAGE }, asked.signal);
       if (left) return;
-      if (byPerson) {
+      if (owed) {
         showHeads();
         put(answer);
+        if (from !== shownFrom && shownFrom !== null) place.scrollTop = 0;
+        shownFrom = from;
       } else update(answer);
+      owed = false;
+      body.classList.remove("asked");
     } catch (error) {
       if (error.name === "AbortError" || left) return;
-      if (byPerson) replace(body, element("tr", {}, element("td", { colspan: COLUMNS.length, class: "empty" }, explain(error))));
+      body.classList.remove("asked");
+      if (owed) replace(body, element("tr", {}, element("td", { colspan: COLUMNS.length, class: "empty" }, explain(error))));
       count.textContent = explain(error);
     }
   }
@@ -152,12 +183,13 @@ export function worklistPage(values) {
   const soon = debounce(300, () => load());
 
   function hear(event) {
-    if (event.type === "connection") connection.textContent = t(event.connected ? "live.on" : "live.off");
-    else if (["worklist", "review", "presence", "caught-up", "resync"].includes(event.type)) soon();
+    connection.hear(event);
+    if (["worklist", "review", "presence", "caught-up", "resync"].includes(event.type)) soon();
   }
 
   function move(by) {
-    const at = keys.findIndex((key) => rows.get(key)?.contains(document.activeElement));
+    const focused = keys.findIndex((key) => rows.get(key)?.contains(document.activeElement));
+    const at = focused < 0 ? keys.indexOf(leftAt.slide) : focused;
     const next = keys[Math.min(keys.length - 1, Math.max(0, at < 0 ? 0 : at + by))];
     rows.get(next)?.querySelector("a").focus();
   }
@@ -165,6 +197,7 @@ export function worklistPage(values) {
   return {
     name: "worklist",
     async enter(root) {
+      place = root;
       useKeys([
         { keys: ["n", "ArrowDown"], text: "keys.next_slide", run: () => move(1) },
         { keys: ["p", "ArrowUp"], text: "keys.previous_slide", run: () => move(-1) },
@@ -184,11 +217,11 @@ export function worklistPage(values) {
           field(t("column.review"), choice([all("reviews"), ["unsigned", t("worklist.unsigned")], ...REVIEWS.map((name) => [name, t(`review.${name}`)])], filters.review, (review) => change({ review }))),
           field(t("worklist.reviewer"), reviewer),
         ),
-        element("div", { class: "line" }, count, news, element("span", { class: "grow" }), connection),
+        element("div", { class: "line" }, count, news, element("span", { class: "grow" }), connection.element),
         element(
           "div",
           { class: "scroll" },
-          element("table", { class: "worklist" }, element("caption", { class: "hidden" }, t("worklist.caption")), element("thead", {}, heads), body),
+          element("table", { class: "worklist" }, element("caption", { class: "hidden" }, t("worklist.caption")), element("thead", {}, element("tr", {}, heads)), body),
         ),
         pages,
       );
@@ -196,6 +229,8 @@ export function worklistPage(values) {
       body.addEventListener("pointerleave", () => pending && !busy() && put(pending, { mark: true }));
       body.addEventListener("focusout", () => setTimeout(() => pending && !busy() && put(pending, { mark: true })));
       await load({ byPerson: true });
+      if (left) return;
+      if (leftAt.address === addressOf(filters)) root.scrollTop = leftAt.scrolled;
       stop = listen(hear);
     },
     goTo(values) {
@@ -205,7 +240,10 @@ export function worklistPage(values) {
     },
     leave() {
       left = true;
+      const slide = /^#\/slide\/([0-9a-f]{20})/.exec(location.hash)?.[1] ?? null;
+      leftAt = { address: addressOf(filters), scrolled: place?.scrollTop ?? 0, slide };
       stop();
+      connection.stop();
       soon.cancel();
       asked?.abort();
     },

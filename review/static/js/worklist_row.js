@@ -51,3 +51,10 @@ export function row(slide, isNew) {
     cells.map((cell, i) => element(i === 1 ? "th" : "td", i === 1 ? { scope: "row" } : { class: i === 3 || i === 4 ? "number" : null }, cell)),
   );
 }
+
+/** The same line with new values: only the cells that differ are made anew, so that a link stays under the pointer. */
+export function refresh(shown, made) {
+  shown.className = made.className;
+  [...shown.cells].forEach((cell, i) => cell.isEqualNode(made.cells[i]) || cell.replaceWith(made.cells[i]));
+  return shown;
+}

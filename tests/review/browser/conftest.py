@@ -31,7 +31,6 @@ ROLES = {"vera": "viewer", "rosa": "reviewer", "ruth": "reviewer"}
 LIMIT_S = 60.0
 
 LUNG, DAMAGED, BROKEN = "lung 肺", "stat/damaged", "broken"
-FRESH = 7
 # The damaged part of DAMAGED, level-0 px.
 HOLE = (1800, 1100, 500, 400)
 
@@ -131,20 +130,28 @@ def server(serve: Callable[[Path], Server], results: Path) -> Server:
 
 
 @pytest.fixture(scope="session")
-def acts_server(serve: Callable[[Path], Server], slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Server:
+def fresh_names(request: pytest.FixtureRequest) -> list[str]:
+    """As many slides as tests want one of their own."""
+    return [f"slide-{i}" for i, item in enumerate(request.session.items) if "fresh" in getattr(item, "fixturenames", ())]
+
+
+@pytest.fixture(scope="session")
+def acts_server(
+    serve: Callable[[Path], Server], slides: Path, fresh_names: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Server:
     """The page over results that tests may act upon, each on a slide of its own."""
     folder, out = tmp_path_factory.mktemp("many"), tmp_path_factory.mktemp("reviewed")
-    for number in range(FRESH):
-        shutil.copyfile(slides / f"{LUNG}.tif", folder / f"slide-{number}.tif")
+    for name in fresh_names:
+        shutil.copyfile(slides / f"{LUNG}.tif", folder / f"{name}.tif")
     done = runs.command("run", folder, "--out", out, "--no-progress", limit_s=240)
     assert done.returncode == 0, done.stderr
     return serve(out)
 
 
 @pytest.fixture(scope="session")
-def unused() -> Iterator[str]:
+def unused(fresh_names: list[str]) -> Iterator[str]:
     """Names of slides that nobody has reviewed yet."""
-    return iter([f"slide-{number}" for number in range(FRESH)])
+    return iter(fresh_names)
 
 
 @pytest.fixture
