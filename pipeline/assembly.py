@@ -26,6 +26,7 @@ from pipeline.status import Status
 from pipeline.submissions import Earlier, Verdict
 from pipeline.watch import Watch
 from results.journal import inferred_before
+from results.layout import name_problem
 from results.summary import is_complete, read_summary
 from slides.discover import Found, fingerprint
 from slides.errors import SlideError
@@ -113,6 +114,8 @@ def looker(
     key, find = joint_key(keys), completed(folders, keys, formats)
 
     def look(slide: Found) -> Earlier:
+        if too_long := name_problem(slide.id, formats):
+            return Earlier({"fingerprint": "", **key}, too_long)
         try:
             digest = fingerprint(slide.path)
         except SlideError as error:

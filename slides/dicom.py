@@ -27,14 +27,19 @@ _DEPTH_MAX = 16
 
 def series_uid(path: str | os.PathLike[str]) -> str | None:
     """SeriesInstanceUID of a DICOM file, or None where it has none or is not read by this. OSError as of open()."""
-    with open(path, "rb") as file:
-        file.seek(128)
+    with open(path, "rb", opener=_at_once) as file:
+        file.seek(128)  # OSError for a pipe
         if file.read(4) != b"DICM":
             return None
         try:
             return _series_uid(file)
         except (struct.error, ValueError):  # cut short, or not what it says
             return None
+
+
+def _at_once(path: str, flags: int) -> int:
+    """open() that does not wait: a pipe would be opened when its writer comes, if ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _series_uid(file: BinaryIO) -> str | None:

@@ -83,13 +83,17 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
     """SHA-256, in hex, of name, size, modification time, and first and last 64 KiB of each file of a slide.
 
     Those are the file, its `.mpp` sidecar, and the rest of a MIRAX, DICOM or Hamamatsu VMS slide. Enough to see that a
-    slide was copied anew or replaced, without reading it through. SlideError where a file cannot be read.
+    slide was copied anew or replaced, without reading it through. SlideError where one cannot be read or is no regular file.
     """
     digest = hashlib.sha256()
     main = os.fspath(path)
     try:
+        if not stat.S_ISREG(os.stat(main).st_mode):  # to open a pipe would wait for its writer, for ever
+            raise SlideError(main, "is not a file")
         for name in files(main):
             status = os.stat(name)
+            if not stat.S_ISREG(status.st_mode):
+                raise SlideError(main, f"{os.path.basename(name)} is not a file")
             label = os.fsencode(os.path.relpath(name, os.path.dirname(main) or "."))
             digest.update(b"%d %s %d %d " % (len(label), label, status.st_size, status.st_mtime_ns))
             with open(name, "rb") as file:

@@ -117,7 +117,8 @@ def work(post: Post) -> None:
                     if isinstance(error, OSError) and error.errno in HOPELESS_ERRNOS:
                         raise
                     logger.error("results not written", slide=lease.id, reason=str(error))
-                    answer = Refused(lease.lease, f"its results could not be written: {error}")
+                    first = f"{lease.problem}; " if lease.problem else ""
+                    answer = Refused(lease.lease, f"{first}its results could not be written: {error}")
                 link.send(answer)
 
 

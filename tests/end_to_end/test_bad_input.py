@@ -45,6 +45,9 @@ def middle_tile(slide: Path, table: pd.DataFrame) -> list[tuple[int, int]]:
     return tiles_under(slide, 0, int(row.minx), int(row.miny), 1, 1)
 
 
+LONG_NAME = "x" * 249  # no room for .parquet
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, small: Path, small_csv: pd.DataFrame) -> Path:
     """A good slide among many bad ones."""
@@ -57,6 +60,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small: Path, small_csv: pd.
     (folder / "text.svs").write_text("This is no slide.\n")
     (folder / "empty.svs").touch()
     (folder / "gone.svs").symlink_to(folder / "nowhere.svs")
+    os.mkfifo(folder / "pipe.svs")
+    shutil.copyfile(small, folder / f"{LONG_NAME}.tif")
     with_mpp(small, folder / "no-mpp.tif", None)
     with_mpp(small, folder / "absurd-mpp.tif", 352.8)  # 72 dpi
     (folder / "notes.txt").write_text("Not looked at: no slide by its name.\n")
@@ -89,6 +94,8 @@ def test_exit_code_1_and_every_bad_slide_in_the_summary(finished: Finished):
         ("empty", "empty (0 bytes)"),
         ("gone", "No such file"),
         ("truncated", ""),
+        ("pipe", "is not a file"),
+        (LONG_NAME, "rename it to 247 or less"),
         ("no-mpp", "--set slides.mpp="),
         ("absurd-mpp", "--set slides.mpp="),
     ],

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from results.layout import check_formats, output_path
+from results.layout import check_formats, name_problem, output_path
 
 
 @pytest.mark.parametrize("slide", ["", "..", "../x", "a/../b", "/etc/x", "a//b", "a/", "./a", "a\0b"])
@@ -24,3 +24,16 @@ def test_formats_are_checked_and_ordered():
     assert check_formats({"heatmap_png", "csv"}) == ["csv", "heatmap_png"]
     with pytest.raises(ValueError, match="'xls'; known are csv, geojson"):
         check_formats({"csv", "xls"})
+
+
+@pytest.mark.parametrize("slide", ["x" * 247, "é" * 123, f"{'x' * 255}/a"])
+def test_names_that_fit_are_no_problem(slide):
+    """Of 247 bytes with .parquet, the longest ending; folders have none."""
+    assert name_problem(slide, ["csv", "parquet"]) == ""
+
+
+@pytest.mark.parametrize("slide", ["x" * 248, "é" * 124, f"a/{'x' * 250}"])
+def test_a_name_too_long_for_its_results_is_told_before_any_work(slide):
+    """A slide's own ending is shorter than that of some results: 255 bytes of name need not suffice for those."""
+    assert "247 or less" in name_problem(slide, ["csv", "parquet"])
+    assert name_problem(slide, ["csv"]) == ""

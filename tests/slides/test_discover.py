@@ -257,3 +257,15 @@ def test_fingerprint_of_what_is_not_there(tmp_path: Path) -> None:
     """Is a SlideError, as opening it would be."""
     with pytest.raises(SlideError, match=r"none\.svs: cannot be read"):
         fingerprint(tmp_path / "none.svs")
+
+
+@pytest.mark.parametrize("name", ["a.svs", "a.dcm", "a.svs.mpp"])
+def test_a_pipe_keeps_nobody_waiting(tmp_path: Path, name: str) -> None:
+    """Found among the others, and refused instead of being opened, which would wait for a writer for ever."""
+    touch(tmp_path / "a.svs")
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    found, _ = discover([tmp_path])
+    slide = found[-1] if name == "a.svs.mpp" else next(one for one in found if one.path.name == name)
+    with pytest.raises(SlideError, match="is not a file"):
+        fingerprint(slide.path)
