@@ -225,11 +225,13 @@ def _timing_cache(config: Any, path: Path | None) -> Iterator[None]:
             before = b""
     # TensorRT checks the header itself, and starts afresh where the GPU or the version is another one.
     cache = config.create_timing_cache(before)
-    if not config.set_timing_cache(cache, False):
+    if cache is None or not config.set_timing_cache(cache, False):  # None: it is damaged
         config.set_timing_cache(config.create_timing_cache(b""), False)
     yield
     measured = config.get_timing_cache()
     with locked(path):
         if path.exists() and before != (latest := path.read_bytes()):
-            measured.combine(config.create_timing_cache(latest), True)  # another build wrote in the meantime
+            others = config.create_timing_cache(latest)  # another build wrote in the meantime
+            if others is not None:
+                measured.combine(others, True)
         write_whole(path, bytes(memoryview(measured.serialize())))

@@ -113,8 +113,10 @@ class TensorRTNetwork:
         self._engine: Any = engine
         self._kernels: Any = None
         self._known_kernels = b""
-        self._cuda_graphs = cuda_graphs
-        self._config = self._runtime_config(self._read_kernels())
+        self._cuda_graphs = False
+        self._config = self._runtime_config(self._read_kernels(), cuda_graphs)
+        if cuda_graphs and not self._cuda_graphs:
+            say("warning", "batches run without CUDA graphs", f"{flavour.name} {flavour.version} makes none by itself")
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -122,6 +124,7 @@ class TensorRTNetwork:
             "version": self._flavour.version,
             "precision": self._identity.precision,
             "plan": self._entry.plan.name,
+            "cuda_graphs": self._cuda_graphs,
         }
 
     def context_bytes(self) -> int:
@@ -167,7 +170,7 @@ class TensorRTNetwork:
     def close(self) -> None:
         self._engine = self._config = self._kernels = self._runtime = None
 
-    def _runtime_config(self, kernels: bytes) -> Any:
+    def _runtime_config(self, kernels: bytes, cuda_graphs: bool) -> Any:
         """How contexts are made, with a cache that holds `kernels`; None where TensorRT has no such configuration."""
         if not hasattr(self._engine, "create_runtime_config"):
             return None
@@ -178,7 +181,8 @@ class TensorRTNetwork:
             # bits than the later ones, and no more patches/s than with the kernels that fit every shape (1.4, H100).
             none = trt.DynamicShapesKernelSpecializationStrategy.NONE
             config.dynamic_shapes_kernel_specialization_strategy = none
-        if self._cuda_graphs and hasattr(config, "cuda_graph_strategy"):
+        if cuda_graphs and hasattr(config, "cuda_graph_strategy"):
+            self._cuda_graphs = True
             config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         if self._flavour.runtime_cache:
             self._kernels = config.create_runtime_cache()

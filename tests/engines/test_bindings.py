@@ -5,6 +5,7 @@ The attributes are read off the sources (tests.engines.bindings), so that a new 
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -38,6 +39,28 @@ def test_the_installed_flavour_has_every_attribute() -> None:
     """And those that are probed too, where it is tensorrt_rtx."""
     found = flavour()
     assert missing(found.trt) == []
+
+
+def cuda_names(root: Path) -> set[str]:
+    """What engines.cuda touches of cuda.bindings.runtime: attributes of it, and functions that are called by their names."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((root / "engines" / "cuda.py").read_text())):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("runtime", "self._runtime"):
+            found.add(node.attr)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "self._call":
+            found.add(ast.literal_eval(node.args[0]))
+    return found
+
+
+def test_cuda_python_has_every_name(root: Path) -> None:
+    """cuda-python 12 or 13, whichever is installed; without a driver its functions answer with an error and one value."""
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    names = cuda_names(root)
+    assert {"cudaHostRegister", "cudaEventElapsedTime", "cudaHostAllocPortable"} <= names and len(names) > 25
+    assert [name for name in sorted(names) if not hasattr(runtime, name)] == []
+    error, name = runtime.cudaGetErrorName(runtime.cudaError_t.cudaErrorNotReady)
+    assert error == runtime.cudaError_t.cudaSuccess and name == b"cudaErrorNotReady"
+    assert isinstance(runtime.cudaDeviceProp().uuid.bytes, bytes)
 
 
 @pytest.mark.parametrize("name", ["FP16", "INT8"])

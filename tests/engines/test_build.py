@@ -206,3 +206,50 @@ def test_a_network_in_which_nothing_computes_as_asked_is_refused() -> None:
     """Although it is what its graph says: fp16 of a graph that was never converted."""
     with pytest.raises(EngineError, match="nothing computes in fp16"):
         check_census(Census({}, {"fp32": 2}), Census({}, {"fp32": 2}), "fp16")
+
+
+class Timings:
+    """What tensorrt's timing cache does, on sets of words: a damaged one is none, one of another GPU is not taken."""
+
+    def __init__(self, words: set[str]) -> None:
+        self.words = words
+
+    def serialize(self) -> bytes:
+        return " ".join(sorted(self.words)).encode()
+
+    def combine(self, other: Timings, ignore_mismatch: bool) -> bool:
+        self.words |= other.words
+        return ignore_mismatch
+
+
+class TimingConfig:
+    def __init__(self) -> None:
+        self.kept: Timings | None = None
+
+    def create_timing_cache(self, data: bytes) -> Timings | None:
+        return None if b"damaged" in data else Timings(set(data.decode().split()))
+
+    def set_timing_cache(self, cache: Timings, ignore_mismatch: bool) -> bool:
+        if cache is None:
+            raise TypeError("incompatible function arguments")
+        self.kept = self.kept if "foreign" in cache.words else cache
+        return "foreign" not in cache.words
+
+    def get_timing_cache(self) -> Timings | None:
+        return self.kept
+
+
+@pytest.mark.parametrize("before", [None, "ours", "damaged", "foreign"])
+@pytest.mark.parametrize("meanwhile", [None, "theirs", "damaged"])
+def test_timings_are_kept_whatever_lay_there(tmp_path: Path, before: str | None, meanwhile: str | None) -> None:
+    """What was measured, what was good of earlier builds, and what another build wrote in the meantime."""
+    path, config = tmp_path / "folder" / "timing.cache", TimingConfig()
+    if before is not None:
+        path.parent.mkdir()
+        path.write_text(before)
+    with build_module._timing_cache(config, path):
+        config.kept.words.add("measured")
+        if meanwhile is not None:
+            path.write_text(meanwhile)
+    kept = {"measured"} | ({"ours"} if before == "ours" else set()) | ({"theirs"} if meanwhile == "theirs" else set())
+    assert set(path.read_text().split()) == kept

@@ -369,6 +369,15 @@ def test_a_context_counts_as_the_largest_profile(tmp_path: Path, world: FakeTrt)
         engine.contexts(3)
 
 
+@pytest.mark.parametrize("rtx", [True, False])
+def test_cuda_graphs_that_are_not_to_be_had_are_told(tmp_path: Path, monkeypatch, heard: list, rtx: bool) -> None:
+    """Full TensorRT makes none by itself; what ran is in the record of the run."""
+    install(monkeypatch, rtx=rtx)
+    engine = opened(put(tmp_path, rtx=rtx), cuda_graphs=True)
+    assert engine.describe()["cuda_graphs"] is rtx
+    assert [event for _, event, _ in heard] == ([] if rtx else ["batches run without CUDA graphs"])
+
+
 def test_the_profile_of_the_patch_size_is_used(tmp_path: Path, world: FakeTrt) -> None:
     """An engine may have several."""
     engine = opened(put(tmp_path, profiles=[Profile(64, 1, 4, 4), Profile(SIDE, 1, BATCH, BATCH)]))
