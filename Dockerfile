@@ -23,7 +23,7 @@ RUN python -m venv /opt/slidestream \
     && /opt/slidestream/bin/pip install --no-cache-dir .
 
 FROM build AS build-gpu
-RUN /opt/slidestream/bin/pip install --no-cache-dir '.[tensorrt]' 'nvidia-ml-py>=12'
+RUN /opt/slidestream/bin/pip install --no-cache-dir '.[tensorrt]'
 
 FROM python:${PYTHON} AS base
 # The first user of most hosts is 1000; results on a mounted folder should not belong to somebody by chance.
