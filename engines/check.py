@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from engines.errors import EngineError, ModelError, one_line
-from engines.fold import DATA_SUFFIX, class_count_error, fold, save_folded
+from engines.fold import DATA_SUFFIX, class_count_error, fold, other_size_remedy, save_folded
 from engines.model import Model
 from engines.onnx_engine import INPUT, open_session
 
@@ -52,7 +52,7 @@ def probe(model: Model, folded: Path) -> None:
         session = open_session(folded, threads=os.cpu_count() or 1)
     except EngineError as error:
         problem = f"ONNX Runtime cannot load it: {one_line(error.__cause__ or error, 200)}"
-        raise ModelError(model.onnx_path, problem, "export it with opset 17") from error
+        raise _refused(model, problem, "export it with opset 17") from error
     patches = probe_patches(model.patch_px)
     answers = []
     for rows in (patches[:1], patches):
@@ -61,7 +61,7 @@ def probe(model: Model, folded: Path) -> None:
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
             remedy = _EVAL if answers else ""
             problem = f"fails on a batch of {len(rows)}: {one_line(error, 200)}"
-            raise ModelError(model.onnx_path, problem, remedy) from error
+            raise _refused(model, problem, remedy) from error
         _check_answer(model, answers[-1], len(rows))
     difference = float(np.abs(answers[1][0] - answers[0][0]).max())
     if difference > ALONE_TOLERANCE:
@@ -83,11 +83,18 @@ def probe_patches(patch_px: int) -> np.ndarray:
     return patches
 
 
+def _refused(model: Model, problem: str, remedy: str) -> ModelError:
+    """What the network cannot do; at another patch size than its own, it is the size that it does not take."""
+    if model.at_other_size:
+        problem, remedy = f"does not take patches of {model.patch_px} px: {problem}", other_size_remedy(model)
+    return ModelError(model.onnx_path, problem, remedy)
+
+
 def _check_answer(model: Model, answer: np.ndarray, rows: int) -> None:
     path, classes = model.onnx_path, len(model.classes)
     if answer.ndim != 2 or answer.shape[0] != rows:
         shape = tuple(answer.shape)
-        raise ModelError(path, f"output must be logits ({rows}, {classes}) for {rows} patches, is {shape}", _EVAL)
+        raise _refused(model, f"output must be logits ({rows}, {classes}) for {rows} patches, is {shape}", _EVAL)
     if answer.shape[1] != classes:
         raise class_count_error(model, answer.shape[1])
     if not np.isfinite(answer).all():

@@ -45,7 +45,7 @@ _EXPORT = 'export it with dynamic_axes={"input": {0: "batch"}}: see docs/models.
 def fold(model: Model, *, any_size: bool = False) -> onnx.ModelProto:
     """The folded graph of `model`: "patches" uint8 (N, P, P, 3) -> "probabilities" float32 (N, C).
 
-    `any_size`: for square patches of any P, where the network takes them; else for the model's own alone. Raises
+    `any_size`: for square patches of any P, where the network takes them; else for the model's `patch_px` alone. Raises
     ModelError: model.onnx cannot be parsed, its input or output is not what config.json says, or it takes one size only.
     """
     path = model.onnx_path
@@ -216,6 +216,9 @@ def _check_input(inputs: list[onnx.ValueInfoProto], model: Model) -> None:
         raise ModelError(path, f"input {name}: the batch axis is fixed at {shape[0]}", _EXPORT)
     for found, wanted in zip(shape[1:], (3, *model.input_hw), strict=True):
         if isinstance(found, int) and found != wanted:
+            if model.at_other_size:
+                problem = f"input {name} is {_show(shape)}: the network takes patches of one size, not {model.patch_px} px too"
+                raise ModelError(path, problem, other_size_remedy(model))
             expected = ("N", 3, *model.input_hw)
             raise ModelError(
                 path,
@@ -224,8 +227,14 @@ def _check_input(inputs: list[onnx.ValueInfoProto], model: Model) -> None:
             )
 
 
+def other_size_remedy(model: Model) -> str:
+    """What to do where a network does not take patches of the size that was asked for."""
+    own = f"use its own {model.own_px} px (inference.patch_px=auto)"
+    return f"{own}, or export it with free height and width: see docs/models.md"
+
+
 def _check_any_size(value: onnx.ValueInfoProto, model: Model) -> None:
-    remedy = f"build for its own {model.patch_px} px alone"
+    remedy = f"build for its own {model.own_px} px alone"
     if model.transform.resize is not None:
         raise ModelError(model.config_path, "transform Resize brings patches of one size to another", remedy)
     shape = _shape(value.type.tensor_type)

@@ -12,7 +12,7 @@ import json
 import math
 import mmap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ class Model:
     architecture: str
     patch_px: int
     """Side of a patch in pixels, as the slide is read."""
+    own_px: int
+    """The side that config.json names. `patch_px` is another one where that is asked for: see `at`."""
     spacing: float
     """Micrometres per pixel of a patch."""
     classes: tuple[str, ...]
@@ -67,8 +69,34 @@ class Model:
         """(height, width) in pixels that the network itself sees."""
         return self.transform.resize or (self.patch_px, self.patch_px)
 
+    @property
+    def at_other_size(self) -> bool:
+        """Whether it is used at another patch size than its own."""
+        return self.patch_px != self.own_px
+
+    def at(self, patch_px: int) -> Model:
+        """This model for patches of that side, at its own spacing.
+
+        Resize goes along in proportion, so that the network sees the magnification that it was made for. Whether the network
+        takes the size is not known here: engines.check tries it. Raises ModelError where Resize would end between two pixels.
+        """
+        resize = self.transform.resize
+        if resize is not None:
+            step = math.lcm(*(self.patch_px // math.gcd(self.patch_px, side) for side in resize))
+            if patch_px % step:
+                raise ModelError(
+                    self.config_path,
+                    f"transform Resize brings {self.patch_px} px to {resize[0]} x {resize[1]}, and {patch_px} px to no whole number",
+                    f"take a multiple of {step} px, or the model's own {self.own_px} (inference.patch_px=auto)",
+                )
+            resize = resize[0] * patch_px // self.patch_px, resize[1] * patch_px // self.patch_px
+        return replace(self, patch_px=patch_px, transform=replace(self.transform, resize=resize))
+
     def describe(self) -> dict[str, Any]:
-        """For results and logs: name, sha256, architecture, classes, patch_px, spacing (JSON- and msgpack-safe)."""
+        """For results and logs: name, sha256, architecture, classes, patch_px, spacing (JSON- and msgpack-safe); own_patch_px
+        where it is used at another patch size than its own.
+        """
+        own = {"own_patch_px": self.own_px} if self.at_other_size else {}
         return {
             "name": self.name,
             "sha256": self.sha256,
@@ -76,6 +104,7 @@ class Model:
             "classes": list(self.classes),
             "patch_px": self.patch_px,
             "spacing": self.spacing,
+            **own,
         }
 
 
@@ -100,7 +129,7 @@ def load_model(directory: str | Path) -> Model:
         sha256 = _hash(directory)
     except OSError as error:
         raise ModelError(error.filename or graph, f"cannot be read ({error.strerror})") from error
-    return Model(directory=directory, name=directory.name, sha256=sha256, **config)
+    return Model(directory=directory, name=directory.name, sha256=sha256, own_px=config["patch_px"], **config)
 
 
 def _read_config(path: Path) -> Any:

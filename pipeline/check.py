@@ -22,7 +22,7 @@ from pipeline import __version__
 from pipeline.config import Config, ConfigError, memory_bound, resolve
 from pipeline.gpus import ON_GPUS, Placement
 from pipeline.machine import MIB, Machine, available_memory, detect
-from pipeline.models import load_models
+from pipeline.models import load_models, prove_size, size_notices
 from pipeline.placement import place_all
 from pipeline.sizing import (
     SLIDE_PATCHES,
@@ -192,7 +192,12 @@ def check_model(config: Config) -> tuple[ModelFacts, list[Finding]]:
             f"{size(weights)}; sha256 {model.sha256[:12]}"
         )
         findings.append(Finding("ok", "model", text))
+        try:
+            prove_size(model)
+        except ModelError as error:
+            findings.append(Finding("FAIL", "model", _line(error)))
         total += weights
+    findings += [Finding("warn", "model", notice) for notice in size_notices(models)]
     classes = sum(len(model.classes) for model in models)
     return ModelFacts(models[0].patch_px, classes, total, len(models)), findings
 

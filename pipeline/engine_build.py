@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from engines.errors import EngineError, ModelError
 from pipeline.config import Config, ConfigError, model_directory
 from pipeline.engine_options import add_common, add_trial, cache_of, config_of, tell
+from pipeline.models import sized
 
 if TYPE_CHECKING:
     from engines.cache import EngineCache, Entry
@@ -44,7 +45,10 @@ def add_parser(verbs: Any) -> None:
         help="auto tries (default: %(default)s)",
     )
     build.add_argument(
-        "--patch", type=_numbers, metavar="PX,...", help="patch sizes, each a profile (default: the model's)"
+        "--patch",
+        type=_numbers,
+        metavar="PX,...",
+        help="patch sizes, each a profile (default: inference.patch_px, or the model's own)",
     )
     build.add_argument(
         "--batch", type=_batch, default=_BATCH, metavar="N or MIN/OPT/MAX",
@@ -116,12 +120,11 @@ class _Job:
 
         self.args = args
         self.config: Config = config_of(args)
-        self.model: Model = load_model(args.model or model_directory(self.config))
-        self.sizes = tuple(args.patch or (self.model.patch_px,))
-        if self.model.patch_px not in self.sizes or len(set(self.sizes)) < len(self.sizes):
-            raise ConfigError(
-                f"--patch: {self.model.name} takes patches of {self.model.patch_px} px; name that size, once, and others"
-            )
+        model = load_model(args.model or model_directory(self.config))
+        self.sizes = tuple(args.patch or (sized(model, self.config.inference.patch_px).patch_px,))
+        if len(set(self.sizes)) < len(self.sizes) or min(self.sizes) < 1:
+            raise ConfigError(f"--patch: {','.join(map(str, self.sizes))}: sizes are numbers from 1, each named once")
+        self.model: Model = model if model.patch_px in self.sizes else model.at(self.sizes[0])
         if args.backend != "tensorrt" and len(self.sizes) > 1:
             raise ConfigError("--patch: packages of aoti are for one size; --backend tensorrt takes several")
         self.profiles: tuple[Profile, ...] = _profiles(self.sizes, args.batch)

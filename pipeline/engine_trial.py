@@ -43,7 +43,7 @@ class TrialMaker:
         engine = self._engines.get(patch_px)
         if engine is None:
             folded = Path(self._folder.name) / f"folded-{patch_px}.onnx"
-            prepare(replace(self._model, patch_px=patch_px), folded)
+            prepare(self._model.at(patch_px), folded)
             engine = self._engines[patch_px] = open_engine(
                 "onnx",
                 folded,
@@ -68,7 +68,7 @@ class TrialMaker:
         return replace(self._at(inputs, first), others=tuple(self._at(inputs, size) for size in others))
 
     def _at(self, inputs: Sequence[Path], patch_px: int) -> Trial:
-        model = replace(self._model, patch_px=patch_px)
+        model = self._model.at(patch_px)
         parts: list[Patches] = []
         labels: list[np.ndarray] = []
         if inputs:

@@ -18,12 +18,39 @@ RESERVED = frozenset({PRIVATE, "run.json", "slidestream.log", SUMMARY[0], *(fold
 
 
 def load_models(config: Config) -> tuple[Model, ...]:
-    """The models that the configuration names, in its order. Raises ModelError; ConfigError where they do not go together."""
-    models = tuple(load_model(directory) for directory in model_directories(config))
+    """The models that the configuration names, in its order, at the patch size that it wants.
+
+    Raises ModelError; ConfigError where they do not go together.
+    """
+    wanted = config.inference.patch_px
+    models = tuple(sized(load_model(directory), wanted) for directory in model_directories(config))
     problem = discord(models) or heatmap_problem(config.results.heatmap_class, models)
     if problem:
         raise ConfigError(problem)
     return models
+
+
+def sized(model: Model, patch_px: int | str) -> Model:
+    """The model at `inference.patch_px`. Raises ModelError where its preprocessing cannot follow."""
+    return model.at(patch_px) if isinstance(patch_px, int) else model
+
+
+def prove_size(model: Model) -> None:
+    """Tries a model that is wanted at another patch size than its own; a run does so when it starts. Raises ModelError."""
+    if model.at_other_size:
+        from engines.check import check_model  # which loads ONNX Runtime
+
+        check_model(model)
+
+
+def size_notices(models: Sequence[Model]) -> list[str]:
+    """What is to be said once of models that are used at another patch size than their own."""
+    return [
+        f"{model.name} was made for patches of {model.own_px} px and sees {model.patch_px} px (inference.patch_px): how good its "
+        "answers are at that size is not known, unless its model card tells; results are marked"
+        for model in models
+        if model.at_other_size
+    ]
 
 
 def discord(models: Sequence[Model]) -> str:
@@ -31,9 +58,10 @@ def discord(models: Sequence[Model]) -> str:
     first = models[0]
     for other in models[1:]:
         if (first.patch_px, first.spacing) != (other.patch_px, other.spacing):
+            alike = ", or set inference.patch_px, if the networks take that size" if first.spacing == other.spacing else ""
             return (
                 f"model: {_sees(first)}, {_sees(other)}: one pass over a slide cannot serve both; make two runs (two runs "
-                "can share a GPU)"
+                f"can share a GPU){alike}"
             )
     names: dict[str, Model] = {}
     for model in models:

@@ -109,8 +109,8 @@ def run(args: argparse.Namespace) -> int:
             record = runs[0].record
             if number == 0:
                 again_s = again(args, many, scratch)
-                for model, path in zip(models, folded, strict=True):
-                    prepare_model(model, path)
+                for model, about, path in zip(models, described(record), folded, strict=True):
+                    prepare_model(model, path, about["patch_px"])
             if not args.no_one:
                 runs.append(whole(args, _ONE, [one], scratch))
             if len(models) > 1:
@@ -255,11 +255,13 @@ def times(log: Path) -> tuple[float, float]:
     return began, finished
 
 
-def prepare_model(model: Path, folded: Path) -> None:
+def prepare_model(model: Path, folded: Path, patch_px: int | None = None) -> None:
+    """Folds a model for `open_engine`, at its own patch size or at this one."""
     from engines.check import prepare
     from engines.model import load_model
 
-    prepare(load_model(model), folded)
+    own = load_model(model)
+    prepare(own if patch_px is None else own.at(patch_px), folded)
 
 
 def loader_facts(

@@ -63,11 +63,14 @@ def together(config: Config, placements: Sequence[Placement]) -> Placement:
 
 
 def result_hashes(config: Config, placement: Placement, models: Sequence[Model]) -> list[str]:
-    """pipeline.config.result_hash for each model: with the engine and precision that it was given. `config` is resolved."""
-    if not placement.inferences:
-        return [result_hash(config)] * len(models)
+    """pipeline.config.result_hash for each model: with the engine, precision and size that it was given. `config` is resolved."""
     hashes = []
-    for own in placement.inferences:
-        mine = config.inference.model_copy(update={"engine": own.engine, "precision": own.precision})
+    for number, model in enumerate(models):
+        # A model's own size is the same whether it was named or not.
+        update: dict[str, object] = {} if model.at_other_size else {"patch_px": "auto"}
+        if placement.inferences:
+            own = placement.inferences[number]
+            update |= {"engine": own.engine, "precision": own.precision}
+        mine = config.inference.model_copy(update=update)
         hashes.append(result_hash(config.model_copy(update={"inference": mine})))
     return hashes

@@ -24,7 +24,7 @@ from pipeline.crew import crew
 from pipeline.gpus import Placement, build_engine
 from pipeline.log import LogSink
 from pipeline.machine import MIB, detect
-from pipeline.models import load_models, result_folders, result_keys, sizes
+from pipeline.models import load_models, result_folders, result_keys, size_notices, sizes
 from pipeline.outcome import exit_code, run_record, said_bottleneck, snapshot, summary
 from pipeline.outdir import hold, run_directory
 from pipeline.placement import place_all, result_hashes
@@ -69,7 +69,7 @@ def run_slides(found: list[Found], config: Config, options: Options, notices: li
         sink = assembly.open_sink(config, out, progress.log)
         log.configure("supervisor", "json", config.log.level, sink)
         logger = structlog.get_logger()
-        for notice in (*placement.notices, *notices):
+        for notice in (*placement.notices, *size_notices(models), *notices):
             logger.warning(notice)
         logger.info(
             "starting",

@@ -161,6 +161,12 @@ class Inference(Section):
         "engine build), gpu is the faster of those; null, for benchmarks, is nothing at all.",
         changes_results=True,
     )
+    patch_px: Annotated[int, Field(ge=1, le=8192)] | Auto = _key(
+        "auto",
+        "Side of the patches that models see, in pixels of their own spacing; auto: what each model was made for. At another "
+        "size a network that takes it gives other results, which are marked as such.",
+        changes_results=True,
+    )
     precision: Literal["auto", "fp16", "fp32", "int8"] = _key(
         "auto", "Precision of the engine on GPUs; auto: the fastest that was found right there.", changes_results=True
     )

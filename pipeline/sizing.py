@@ -78,6 +78,8 @@ def resolve(
     batch = (gpu_batch or CPU_BATCH) if config.batcher.batch == "auto" else config.batcher.batch
     if config.inference.contexts == "auto":
         config = _replace(config, inference={"contexts": GPU_CONTEXTS if gpus else 1})
+    if config.inference.patch_px == "auto":
+        config = _replace(config, inference={"patch_px": patch_px})
     if config.inference.engine in ON_CPU:
         config = _replace(config, inference={"precision": "fp32"})
     while True:

@@ -120,9 +120,9 @@ def _model(args: argparse.Namespace, config: Config) -> tuple[Route | None, Conf
         return None, config.model_copy(update={"model": _one_or_all(args.model)})
     if not routes:
         return None, config
-    models = {route.models for route in routes.values()}
+    models = {(route.models, route.patch_px) for route in routes.values()}
     if args.route is None and len(models) > 1:
-        raise ConfigError(f"the routes {', '.join(routes)} have different models; name one with --route")
+        raise ConfigError(f"the routes {', '.join(routes)} have different models or patch sizes; name one with --route")
     route = routes[args.route] if args.route is not None else next(iter(routes.values()))
     return route, route.over(config)
 

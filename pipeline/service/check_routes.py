@@ -12,7 +12,7 @@ from engines.errors import ModelError
 from engines.probe import Probe
 from pipeline.config import Config, ConfigError, memory_bound, resolve
 from pipeline.machine import MIB, Machine
-from pipeline.models import load_models, sizes
+from pipeline.models import load_models, prove_size, size_notices, sizes
 from pipeline.placement import place_all
 from pipeline.service.config import Route, WatchFolder
 from pipeline.service.lane import check_hashes
@@ -57,6 +57,8 @@ def _route(
     try:
         models = load_models(own)
         check_hashes(models, route.hashes)
+        for model in models:
+            prove_size(model)
         placement = place_all(own, models, probe)  # a lane never builds an engine: it has no slides to prove it on
         part = replace(machine, cores=max(1, machine.cores // len(config.service.routes)))
         sized = resolve(placement.config, part, **sizes(models), gpus=len(placement.devices), gpu_batch=placement.batch)
@@ -65,7 +67,7 @@ def _route(
     where = f"{len(placement.devices)} GPUs" if placement.devices else "the CPU"
     text = f"{route.name}: {', '.join(model.name for model in models)} by {sized.inference.engine} on {where}"
     found: list[Found] = [("ok", "route", f"{text}; {sized.reader.workers} readers; results in {route.out}")]
-    found += [("warn", "route", f"{route.name}: {notice}") for notice in placement.notices]
+    found += [("warn", "route", f"{route.name}: {notice}") for notice in (*placement.notices, *size_notices(models))]
     return [*found, *_results(route)], sum(size for _, size in memory_bound(sized, **sizes(models)))
 
 

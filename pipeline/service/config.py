@@ -83,6 +83,9 @@ class Route(Section):
     model: Text | Annotated[tuple[Text, ...], Field(min_length=1, max_length=16)] | None = key(
         None, "Model directory, or a list of them that answer in one pass; null: that of the configuration."
     )
+    patch_px: Annotated[int, Field(ge=1, le=8192)] | Literal["auto"] | None = key(
+        None, "As inference.patch_px, for this route; null: that of the configuration."
+    )
     sha256: Sha256 | Annotated[tuple[Sha256, ...], Field(min_length=1, max_length=16)] | None = key(
         None,
         "What the model's hash must be (a list for several models, in their order), or nothing is started; null: any. A slide's "
@@ -110,8 +113,11 @@ class Route(Section):
         return () if self.sha256 is None else (self.sha256,) if isinstance(self.sha256, str) else self.sha256
 
     def over(self, config: Config) -> Config:
-        """The configuration that its lane has: with its model, where it names one."""
-        return config if self.model is None else config.model_copy(update={"model": self.model})
+        """The configuration that its lane has: with its model and patch size, where it names them."""
+        update: dict[str, object] = {} if self.model is None else {"model": self.model}
+        if self.patch_px is not None:
+            update["inference"] = config.inference.model_copy(update={"patch_px": self.patch_px})
+        return config.model_copy(update=update)
 
     @model_validator(mode="after")
     def _a_hash_each(self) -> Self:

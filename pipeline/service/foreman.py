@@ -107,11 +107,10 @@ class Foreman:
             self._say(lane, Loud(config.log.level))
 
     def _write(self, lane: Lane) -> None:
-        config, route = self._config, lane.route
-        update = {} if route.model is None else {"model": route.model}
-        for stage, count in lane.scaled.items():
-            update[stage] = getattr(config, stage).model_copy(update={"workers": count})
-        own = config.model_copy(update={**update, "service": ServiceSection()})
+        route = lane.route
+        own = route.over(self._config)
+        update = {stage: getattr(own, stage).model_copy(update={"workers": n}) for stage, n in lane.scaled.items()}
+        own = own.model_copy(update={**update, "service": ServiceSection()})
         lane_process.write_settings(self._run, route, own, len(self.lanes))
 
     def start_what_is_due(self, clock: float) -> None:

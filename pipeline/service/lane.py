@@ -31,7 +31,7 @@ from pipeline.crew import crew
 from pipeline.log import LogSink
 from pipeline.machine import MIB, detect
 from pipeline.memory import MemoryLack
-from pipeline.models import load_models, result_folders, result_keys, sizes
+from pipeline.models import load_models, result_folders, result_keys, size_notices, sizes
 from pipeline.outcome import said_bottleneck, snapshot
 from pipeline.outdir import Held, hold, run_directory
 from pipeline.placement import place_all, result_hashes
@@ -225,7 +225,7 @@ def run_lane(service: RunDir, route: str, generation: int) -> Ending:
     bound = memory_bound(config, **facts)
     folders = result_folders(out, models)
     with _holding(out, folders) as private, run_directory(private) as run:
-        for notice in placement.notices:
+        for notice in (*placement.notices, *size_notices(models)):
             logger.warning(notice)
         total = sum(size for _, size in bound) // MIB
         logger.info("lane starts", model=", ".join(m.name for m in models), out=str(out), memory_at_most_mib=total)

@@ -53,6 +53,25 @@ def test_a_bad_model_is_refused_and_leaves_nothing(tmp_path: Path, kind: str, sa
     assert not folded.exists()
 
 
+@pytest.mark.parametrize("kind, free, said", [
+    ("linear", False, r"input input is \(batch, 3, 64, 64\): the network takes patches of one size, not 96 px too"),
+    ("flat", True, "does not take patches of 96 px: "),
+])  # fmt: skip
+def test_a_network_of_one_size_is_refused_at_another(tmp_path: Path, kind: str, free: bool, said: str) -> None:
+    """Whether it says so or a first batch shows it; what to do is told."""
+    model = load_model(tiny_model(tmp_path, kind=kind, free=free))
+    check_model(model)
+    with pytest.raises(ModelError, match=rf"{said}.*; use its own 64 px \(inference.patch_px=auto\), or export it") as caught:
+        check_model(model.at(96))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_of_any_size_passes_at_another(tmp_path: Path) -> None:
+    """Also behind a Resize, which goes along."""
+    check_model(load_model(tiny_model(tmp_path / "plain", free=True)).at(96))
+    check_model(load_model(tiny_model(tmp_path / "resized", patch_px=50, resize=40, free=True)).at(75))
+
+
 def unknown_op(graph: onnx.GraphProto) -> None:
     graph.node[1].op_type = "ReluOfTheFuture"
 

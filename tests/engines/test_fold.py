@@ -176,6 +176,14 @@ def test_a_network_of_one_size_is_not_folded_for_any(tmp_path: Path) -> None:
         fold(load_model(tiny_model(tmp_path / "two", patch_px=96, resize=64)), any_size=True)
 
 
+def test_at_another_size_resize_keeps_the_magnification(tmp_path: Path) -> None:
+    """96 to 64 px is two thirds; so are 48 to 32, which Pillow computes alike."""
+    model = load_model(tiny_model(tmp_path, patch_px=96, resize=64, free=True)).at(48)
+    patches = noise(3, 48)
+    shrunk = np.stack([np.asarray(Image.fromarray(patch).resize((32, 32), Image.BILINEAR)) for patch in patches])
+    np.testing.assert_allclose(run(fold(model), patches), tiny.expected(shrunk), atol=2e-6)
+
+
 def test_inner_names_that_collide_give_way(tmp_path: Path) -> None:
     """A network whose own input is called `probabilities` and output `patches` is folded all the same."""
     directory = tiny_model(tmp_path)

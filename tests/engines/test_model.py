@@ -176,3 +176,26 @@ def test_the_hash_follows_every_file_that_matters(tmp_path: Path) -> None:
     with_data = load_model(first).sha256
     (first / "weights.bin").write_bytes(b"2")
     assert len({before, with_data, load_model(first).sha256}) == 3
+
+
+def test_at_another_size_it_keeps_its_spacing_and_says_so(tmp_path: Path) -> None:
+    """Hash, classes and spacing are the model's; its record names the size that it was made for, and only then."""
+    model = load_model(tiny_model(tmp_path))
+    other = model.at(96)
+    assert (other.patch_px, other.input_hw, other.spacing, other.sha256) == (96, (96, 96), model.spacing, model.sha256)
+    assert other.at_other_size and other.describe() == {**model.describe(), "patch_px": 96, "own_patch_px": 64}
+    assert not model.at_other_size and other.at(64) == model.at(64) == model
+
+
+@pytest.mark.parametrize("px, side", [(400, 256), (175, 112)])
+def test_resize_goes_along_with_the_patch(tmp_path: Path, px: int, side: int) -> None:
+    """In proportion: the network sees the magnification that it was made for."""
+    model = load_model(tiny_model(tmp_path, patch_px=350, resize=224))
+    assert model.at(px).input_hw == (side, side) and model.at(px).at(350) == model
+
+
+def test_a_resize_that_would_end_between_pixels_is_refused(tmp_path: Path) -> None:
+    """350 to 224 px is 16 of 25: 360 px would be 230.4; the sizes that can be are told."""
+    model = load_model(tiny_model(tmp_path, patch_px=350, resize=224))
+    with pytest.raises(ModelError, match="350 px to 224 x 224, and 360 px to no whole number; take a multiple of 25 px"):
+        model.at(360)

@@ -60,17 +60,19 @@ def tiny_model(
     spacing: float = 0.5,
     resize: int | None = None,
     kind: str = "linear",
+    free: bool = False,
 ) -> Path:
     """Writes a model directory and returns it. `classes`: 1 to 15 names; `patch_px` (or `resize`, where given) at least
     8 px.
 
     kind: "linear" (works), "nan" (every logit is NaN), "broken" (model.onnx is cut off in the middle), "wrong_classes"
-    (one class more than config.json says).
+    (one class more than config.json says), "flat" (a Gemm over all places: one size only, whatever `free` says).
+    free: height and width of the input are names, not numbers.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    if kind not in ("linear", "nan", "broken", "wrong_classes"):
+    if kind not in ("linear", "nan", "broken", "wrong_classes", "flat"):
         raise ValueError(f"tiny_model: unknown kind {kind!r}")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -82,16 +84,19 @@ def tiny_model(
     if kind == "nan":
         gemm_bias = np.full_like(gemm_bias, np.nan)
     side = resize or patch_px
+    if kind == "flat":
+        gemm = np.repeat(gemm, (side // KERNEL) ** 2, axis=0) / np.float32((side // KERNEL) ** 2)
+    sides = ("height", "width") if free else (side, side)
     graph = helper.make_graph(
         [
             helper.make_node("Conv", ["input", "conv", "conv_bias"], ["c"], strides=[KERNEL, KERNEL]),
             helper.make_node("Relu", ["c"], ["r"]),
-            helper.make_node("GlobalAveragePool", ["r"], ["p"]),
+            helper.make_node("Identity" if kind == "flat" else "GlobalAveragePool", ["r"], ["p"]),
             helper.make_node("Flatten", ["p"], ["f"]),
             helper.make_node("Gemm", ["f", "gemm", "gemm_bias"], ["logits"]),
         ],
         "tiny",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, side, side])],
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, *sides])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", outputs])],
         [
             numpy_helper.from_array(value, name)

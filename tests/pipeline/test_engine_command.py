@@ -118,7 +118,7 @@ def test_build_and_build_again(cache: EngineCache, tmp_path: Path, capsys) -> No
     [
         (("--precision", "auto"), "auto measures"),
         (("--precision", "fp16", "--batch", "4/2/8"), "--batch: profile"),
-        (("--precision", "fp16", "--patch", "64,128"), "takes patches of 32 px; name that size"),
+        (("--precision", "fp16", "--patch", "64,64"), "--patch: 64,64: sizes are numbers from 1, each named once"),
     ],
 )
 def test_what_cannot_be_built_is_told(cache: EngineCache, tmp_path: Path, arguments, words: str) -> None:

@@ -593,3 +593,36 @@ def test_slides_to_verify_on_are_spread():
     slides = [Found(str(i), Path(f"{i}.svs")) for i in range(20)]
     assert [s.id for s in spread(slides, 4)] == ["0", "5", "10", "15"]
     assert spread(slides[:3], 4) == slides[:3]
+
+
+class TestPatchSizes:
+    """A model at another patch size than its own."""
+
+    def at(self, shelf: Shelf, patch_px: int) -> Placement:
+        return place(wanting(shelf), shelf.model.at(patch_px), lambda backends: found())
+
+    def test_each_size_has_its_engine(self, shelf: Shelf):
+        """The one that takes the size, and not the one of the model's own."""
+        own, other = shelf.add(), shelf.add(patch_px=96)
+        assert self.at(shelf, 96).devices[0].plan == other.plan.absolute()
+        assert self.at(shelf, 64).devices[0].plan == own.plan.absolute()
+
+    def test_without_one_the_command_names_the_size(self, shelf: Shelf):
+        """That command can be typed: the command line takes it."""
+        shelf.add()
+        with pytest.raises(Missing, match="takes no patches of 96 px") as caught:
+            self.at(shelf, 96)
+        command = str(caught.value).partition("build one: slidestream ")[2]
+        args = _parser(["engine"]).parse_args(shlex.split(command))
+        assert args.patch == [96] and args.model == str(shelf.model.directory)
+        check_options(args)
+
+    def test_the_fastest_at_that_size_is_taken(self, shelf: Shelf):
+        """An engine of several sizes has a speed at each; that of the first is the one it goes by elsewhere."""
+        profiles = [{"patch_px": px, "minimum": 1, "optimum": 64, "maximum": 64} for px in (64, 96)]
+        several = shelf.add(profiles=profiles, speed=None)
+        sizes = [{"patch_px": 64, "patches_per_s": 2000.0}, {"patch_px": 96, "patches_per_s": 500.0}]
+        record_verification(several, ONE, {"passed": True, "reason": "", "patches_per_s": 2000.0, "sizes": sizes})
+        single = shelf.add(patch_px=96, speed=1000.0)
+        assert self.at(shelf, 96).devices[0].plan == single.plan.absolute()
+        assert self.at(shelf, 64).devices[0].plan == several.plan.absolute()

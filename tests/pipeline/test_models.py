@@ -11,7 +11,16 @@ from pipeline.check import check_model
 from pipeline.cli import _config, _parser
 from pipeline.config import Config, ConfigError, load_config, model_directories, model_directory
 from pipeline.machine import Machine
-from pipeline.models import discord, joint_key, load_models, result_folders, result_keys, sizes, targets
+from pipeline.models import (
+    discord,
+    joint_key,
+    load_models,
+    result_folders,
+    result_keys,
+    size_notices,
+    sizes,
+    targets,
+)
 from pipeline.sizing import memory_bound, resolve
 from tests.engines.tiny import tiny_model
 
@@ -105,3 +114,24 @@ def test_check_tells_of_every_model(two) -> None:
     assert (facts.classes, facts.models) == (5, 2)
     _, (finding,) = check_model(of(two[0], two[0]))
     assert finding.level == "FAIL" and "one name" in finding.text
+
+
+def test_all_models_of_a_run_see_the_size_that_is_asked_for(tmp_path: Path) -> None:
+    """So two that were made for different ones can run together; each that is not at its own is told of, once."""
+    names = [tiny_model(tmp_path / str(px), patch_px=px, free=True) for px in (64, 96)]
+    with pytest.raises(ConfigError, match="96 px at 0.5 .*make two runs .*or set inference.patch_px"):
+        load_models(of(*names))
+    models = load_models(of(*names, **{"inference.patch_px": "96"}))
+    assert [model.patch_px for model in models] == [96, 96] and sizes(models)["patch_px"] == 96
+    (notice,) = size_notices(models)
+    assert notice.startswith("64 was made for patches of 64 px and sees 96 px (inference.patch_px)")
+    assert size_notices(load_models(of(names[0]))) == []
+
+
+def test_check_tries_a_model_at_another_size(tmp_path: Path) -> None:
+    """It warns of one that takes the size, and fails one that does not."""
+    free, one = tiny_model(tmp_path / "free", free=True), tiny_model(tmp_path / "one")
+    facts, findings = check_model(of(free, **{"inference.patch_px": "96"}))
+    assert facts.patch_px == 96 and [finding.level for finding in findings] == ["ok", "warn"]
+    _, findings = check_model(of(one, **{"inference.patch_px": "96"}))
+    assert "takes patches of one size, not 96 px" in next(f.text for f in findings if f.level == "FAIL")

@@ -9,9 +9,10 @@ import pytest
 
 from engines.model import Model, load_model
 from engines.probe import Probe
-from pipeline.config import ConfigError, load_config, result_hash
+from pipeline.config import ConfigError, load_config, resolve, result_hash
 from pipeline.crew import member
 from pipeline.gpus import Placement, place
+from pipeline.machine import Machine
 from pipeline.placement import place_all, result_hashes
 from pipeline.worker import PLAN, Post
 from tests.engines.tiny import tiny_model
@@ -134,3 +135,17 @@ def test_a_worker_finds_the_engines_that_it_was_given(shelves, models, monkeypat
     for name, value in worker.environment.items():
         monkeypatch.setenv(name, value)
     assert tuple(post.plans) == odd.plans and len(odd.plans) == 3
+
+
+def test_another_patch_size_is_another_result_and_the_own_one_is_not(models) -> None:
+    """Whether the model's own size is named or left to the model."""
+
+    def digest(wanted: str, model: Model) -> str:
+        config = load_config(None, [f"inference.patch_px={wanted}"])
+        config = resolve(config, Machine(2, 8 << 30), patch_px=model.patch_px)
+        assert config.inference.patch_px == model.patch_px
+        return result_hashes(config, Placement(config), [model])[0]
+
+    own = digest("auto", models[0])
+    assert digest("64", models[0]) == own
+    assert len({own, digest("96", models[0].at(96)), digest("128", models[0].at(128))}) == 3

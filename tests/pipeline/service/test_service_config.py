@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.service.config import Service
+from pipeline.config import load_config
+from pipeline.service.config import Route, Service
 
 ROUTE = {"name": "tumour", "out": "/results/tumour"}
 
@@ -42,3 +43,14 @@ def test_what_cannot_work_is_refused(more: dict[str, Any], words: str) -> None:
     """With the folder or route that is wrong."""
     with pytest.raises(ValidationError, match=words):
         service(**more)
+
+
+def test_a_route_has_its_own_model_and_patch_size() -> None:
+    """What it does not name is that of the configuration, also the size."""
+    config = load_config(None, ["model=/models/a", "inference.patch_px=96", "inference.per_gpu=2"])
+    own = Route(**ROUTE, model="/models/b", patch_px=128).over(config)
+    assert (own.model, own.inference.patch_px, own.inference.per_gpu) == ("/models/b", 128, 2)
+    assert Route(**ROUTE).over(config) == config
+    assert Route(**ROUTE, patch_px="auto").over(config).inference.patch_px == "auto"
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        Route(**ROUTE, patch_px=0)
