@@ -56,6 +56,16 @@ class CannotGoOn(Exception):
         self.code = code
 
 
+class Lost(SystemExit):
+    """The device of this process is lost: it ends at once, with EXIT_FAULT.
+
+    Libraries are not taken down: what they ask of a lost GPU may never come back, or crash and leave another exit code.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_FAULT)
+
+
 @dataclass(frozen=True, slots=True)
 class Post:
     """Where a worker stands: who it is, and what the run's settings say (plain JSON, see pipeline.settings)."""
@@ -125,7 +135,13 @@ def main(kind: str, work: Callable[[Post], None]) -> None:
         sys.exit(EXIT_FAULT)
     log.configure_later(arguments.name, "json", settings["config"]["log"]["level"], sys.stderr)
     post = Post(kind, arguments.name, arguments.generation, run, arguments.memory, settings)
-    sys.exit(_run(work, post))
+    try:
+        code = _run(work, post)
+    except Lost:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_FAULT)
+    sys.exit(code)
 
 
 def _run(work: Callable[[Post], None], post: Post) -> int:

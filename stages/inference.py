@@ -20,7 +20,7 @@ from pipeline import log
 from pipeline.link import Link
 from pipeline.memory import SharedSlots
 from pipeline.wire import Consumed, Inferred, Refused, Run, Telemetry
-from pipeline.worker import EXIT_FAULT, Post, main, step_back
+from pipeline.worker import EXIT_FAULT, Lost, Post, main, step_back
 from results.columns import NOT_A_NUMBER, unanswered
 
 WAIT_S = 0.002  # for the oldest batch, before looking at the socket again
@@ -133,6 +133,7 @@ def work(post: Post) -> None:
         log.get_logger().error("engine not started", reason=str(error))
         raise SystemExit(EXIT_FAULT) from error
     link: Link | None = None
+    lost = False
     try:
         # One lease for each context, and `credit` more that wait in line so that no context waits for a message.
         link = post.connect(config["contexts"] + config["credit"] - 1, engine.describe())
@@ -141,9 +142,11 @@ def work(post: Post) -> None:
             inference.step(post.config["supervisor"]["beat_s"])
     except EngineError as error:
         log.get_logger().error("engine lost", reason=str(error))
-        raise SystemExit(EXIT_FAULT) from error
+        lost = error.fatal
+        raise (Lost() if lost else SystemExit(EXIT_FAULT)) from error
     finally:
-        engine.close()
+        if not lost:
+            engine.close()
         if link is not None:
             link.close()
 

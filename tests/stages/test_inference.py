@@ -25,7 +25,7 @@ from pipeline.link import Link
 from pipeline.memory import Layout, SharedSlots, create
 from pipeline.rundir import RunDir
 from pipeline.wire import Consumed, Hello, Inferred, Refused, Run, Telemetry, Welcome, decode, encode
-from pipeline.worker import EXIT_FAULT, Post
+from pipeline.worker import EXIT_FAULT, Lost, Post
 from stages.inference import LAST_WORD_S, TELEMETRY_S, WAIT_S, Inference
 from tests.engines.fake_gpu import FakeDevice, FakeNetwork
 
@@ -341,6 +341,7 @@ class Hub:
         monkeypatch.setattr(stages.inference, "open_models", opened)
         monkeypatch.setattr(stages.inference, "Inference", self._loop)
         self.links: list[Link] = []
+        self.left: SystemExit | None = None
         self.code: Any = None
         self._thread = threading.Thread(target=self._work)
         self._thread.start()
@@ -353,7 +354,7 @@ class Hub:
         try:
             stages.inference.work(self.post)
         except SystemExit as left:
-            self.code = left.code
+            self.left, self.code = left, left.code
 
     def receive(self) -> tuple[bytes, Any]:
         assert self.socket.poll(10_000), "nothing was said"
@@ -397,6 +398,19 @@ def test_the_process_says_hello_when_warm_and_leaves_with_70_on_a_fatal_error(tm
     assert message.lease == boot + 1
     hub.send(name, Run(boot + 2, 1, BATCH))
     assert hub.over() == EXIT_FAULT and engine.device.lost
+
+
+def test_nothing_more_is_asked_of_a_gpu_that_is_lost(tmp_path_factory, monkeypatch) -> None:
+    """One that has fallen off the bus need not answer any more: the process ends without taking its engine down."""
+    engine, asked = an_engine(), []
+    hub = Hub(tmp_path_factory.mktemp("r"), monkeypatch, lambda *arguments, **named: engine)
+    name, _ = hub.receive()
+    monkeypatch.setattr(engine.device, "wait", lambda stream: asked.append(stream))
+    hub.send(name, Welcome(1))
+    hub.stage.slots.patches(0, BATCH)[:] = POISON
+    hub.send(name, Run((1 << BOOT_SHIFT) + 1, 0, BATCH))
+    assert hub.over() == EXIT_FAULT
+    assert asked == [] and not engine.network.closed and isinstance(hub.left, Lost)
 
 
 @pytest.mark.parametrize("fatal", [False, True])
