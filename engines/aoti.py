@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from engines.aoti_build import load_aoti
+from engines.aoti_flavour import load_aoti
 from engines.cache import Entry, check_loadable, read_entry
 from engines.device import Device, Execution
 from engines.errors import EngineError

@@ -18,22 +18,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from engines.aoti_flavour import load_aoti
 from engines.build import Built
 from engines.cache import EngineCache, Entry, record_choice
 from engines.census import check_census
 from engines.choose import Opener, Trial, check
 from engines.errors import EngineError, ModelError
-from engines.flavour import Flavour
 from engines.gpu import Gpu
 from engines.identity import Identity
 from engines.model import Model
 from engines.recipe import Profile
-from engines.torch_source import SOURCES, find_source, kind_of, load_torch, quiet, reason
+from engines.torch_source import SOURCES, find_source, kind_of, quiet, reason
 
-FLAVOUR = "aoti"
 # How a network becomes a program. Raise it when the same network would be compiled otherwise.
 RECIPE = "aoti-1"
-INSTALL = "install slidestream[aoti]"
 PRECISIONS = ("fp16", "fp32")
 # For a GPU PyTorch would first try out the processor's vector instructions, each with a compilation and a PyTorch of its own,
 # and compile headers ahead that the one file of C++ then reads once. That file only launches kernels, so it is not optimised.
@@ -48,17 +46,6 @@ HOST = Gpu(name="CPU", compute_capability=platform.machine())
 """What a package for the CPU is for. They are built in tests alone; runs on a CPU use ONNX Runtime."""
 
 Tell = Callable[[str], None]
-
-
-def load_aoti() -> Flavour:
-    """PyTorch as a flavour. Raises EngineError where there is none, or one without AOTInductor packages."""
-    try:
-        torch = load_torch()
-    except ImportError as error:
-        raise EngineError(f"backend aoti wants PyTorch: {INSTALL}") from error
-    if not hasattr(torch._inductor, "aoti_load_package"):
-        raise EngineError(f"backend aoti wants PyTorch 2.6 or later, here is {torch.__version__}")
-    return Flavour(FLAVOUR, str(torch.__version__), torch)
 
 
 class AotiMaker:

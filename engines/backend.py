@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from engines.aoti_build import FLAVOUR as AOTI
-from engines.aoti_build import load_aoti
+from engines.aoti_flavour import FLAVOUR as AOTI
+from engines.aoti_flavour import load_aoti
 from engines.cache import Entry, read_entry, record_choice
 from engines.errors import EngineError
 from engines.flavour import load_flavour

@@ -17,7 +17,8 @@ logging.getLogger("torch.__trace").setLevel(logging.CRITICAL)
 
 from engines import aoti_build, aoti_graph
 from engines.aoti import AotiNetwork, open_aoti, translated
-from engines.aoti_build import HOST, AotiMaker, load_aoti, pytorch_source
+from engines.aoti_build import HOST, AotiMaker, pytorch_source
+from engines.aoti_flavour import load_aoti
 from engines.backend import fastest
 from engines.cache import EngineCache, read_entry, record_verification
 from engines.check import prepare

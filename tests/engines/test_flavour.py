@@ -108,8 +108,12 @@ def test_the_cpu_path_loads_none_of_it() -> None:
     assert out.strip() == "[]"
 
 
-def test_a_gpu_worker_loads_no_onnx() -> None:
-    """The engine's process has no use for the graph: a plan is all it reads."""
-    code = "import sys; import engines.tensorrt_engine; print([m for m in sys.modules if m.split('.')[0] == 'onnx'])"
+@pytest.mark.parametrize("module", ["engines.backend", "engines.tensorrt_engine", "engines.aoti", "stages.inference"])
+def test_a_gpu_worker_loads_no_onnx(module: str) -> None:
+    """The engine's process has no use for the graph: a plan is all it reads, and a start is to be quick."""
+    code = (
+        f"import sys; import {module}; "
+        "print([m for m in sys.modules if m.split('.')[0] in ('onnx', 'onnxruntime', 'structlog', 'pydantic')])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"

@@ -19,7 +19,7 @@ from PIL import Image
 from engines import backend as backend_module
 from engines import cuda as cuda_module
 from engines import flavour as flavour_module
-from engines.aoti_build import FLAVOUR as AOTI
+from engines.aoti_flavour import FLAVOUR as AOTI
 from engines.cache import EngineCache, Entry, record_verification
 from engines.errors import EngineError, ModelError
 from engines.gpu_engine import GpuEngine

@@ -1,0 +1,21 @@
+"""PyTorch as the flavour of the backend aoti: what runs a package needs no more of engines.aoti_build than this."""
+
+from __future__ import annotations
+
+from engines.errors import EngineError
+from engines.flavour import Flavour
+from engines.torch_source import load_torch
+
+FLAVOUR = "aoti"
+INSTALL = "install slidestream[aoti]"
+
+
+def load_aoti() -> Flavour:
+    """PyTorch as a flavour. Raises EngineError where there is none, or one without AOTInductor packages."""
+    try:
+        torch = load_torch()
+    except ImportError as error:
+        raise EngineError(f"backend aoti wants PyTorch: {INSTALL}") from error
+    if not hasattr(torch._inductor, "aoti_load_package"):
+        raise EngineError(f"backend aoti wants PyTorch 2.6 or later, here is {torch.__version__}")
+    return Flavour(FLAVOUR, str(torch.__version__), torch)
