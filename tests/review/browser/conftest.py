@@ -132,7 +132,9 @@ def server(serve: Callable[[Path], Server], results: Path) -> Server:
 @pytest.fixture(scope="session")
 def fresh_names(request: pytest.FixtureRequest) -> list[str]:
     """As many slides as tests want one of their own."""
-    return [f"slide-{i}" for i, item in enumerate(request.session.items) if "fresh" in getattr(item, "fixturenames", ())]
+    return [
+        f"slide-{i}" for i, item in enumerate(request.session.items) if "fresh" in getattr(item, "fixturenames", ())
+    ]
 
 
 @pytest.fixture(scope="session")

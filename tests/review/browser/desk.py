@@ -62,8 +62,12 @@ class Desk:
     def settled(self) -> None:
         self.page.locator(".overlay.heat").wait_for(state="attached")
         self.until("document.querySelector('.scale-bar .zoom')?.textContent")
+        self.settle_requests()
+
+    def settle_requests(self) -> None:
+        """Waits until the page has asked for nothing for 200 ms."""
         quiet = 0
-        while quiet < 4:  # 200 ms without a request
+        while quiet < 4:
             self.page.wait_for_timeout(50)
             quiet = 0 if self._under_way else quiet + 1
 

@@ -1,0 +1,213 @@
+"""What happens while somebody works: others act, the session ends, the network is slow. Nothing goes away under the hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from review.facts import slide_key
+from tests.review.browser.conftest import BROKEN, DAMAGED, LUNG, Server
+from tests.review.browser.desk import PASSWORDS, Desk
+
+Pair = tuple[Desk, Desk]
+VERDICTS = "[...document.querySelectorAll('.thumb .verdict')].map((words) => words.innerText)"
+
+
+@pytest.fixture
+def pair(acts_server: Server, fresh: str, sit: Callable[..., Desk]) -> Pair:
+    """Two reviewers on one slide that nobody has reviewed yet, both at its first region."""
+    desks = sit(acts_server.address), sit(acts_server.address)
+    for desk, name in zip(desks, ("rosa", "ruth"), strict=True):
+        desk.sign_in(name)
+        desk.slide(fresh)
+        desk.page.locator(".thumb").nth(1).wait_for()
+        desk.page.keyboard.press("n")
+        desk.page.locator(".thumb[aria-current=true]").wait_for()
+    return desks
+
+
+def press_on(desk: Desk, button: str) -> Callable[[], None]:
+    """Puts the pointer down on a button; gives what lifts it."""
+    box = desk.page.get_by_role("button", name=button, exact=True).bounding_box()
+    desk.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    desk.page.mouse.down()
+    return desk.page.mouse.up
+
+
+def sign_in_again(desk: Desk, user: str) -> None:
+    desk.page.locator("dialog.sign-in input[name=password]").fill(PASSWORDS[user])
+    desk.page.keyboard.press("Enter")
+    desk.page.locator("dialog.sign-in").wait_for(state="detached")
+
+
+def test_a_click_counts_whatever_comes_between_press_and_release(pair: Pair):
+    """Accept is pressed, another's verdict arrives, the button is released: accepted."""
+    rosa, ruth = pair
+    release = press_on(rosa, "Accept")
+    ruth.page.keyboard.press("n")
+    ruth.page.keyboard.press("u")
+    rosa.until(f"{VERDICTS}[1] === 'Unsure'")
+    release()
+    rosa.until(f"{VERDICTS}[0] === 'Accepted'")
+
+
+@pytest.mark.long
+def test_a_comment_overwrites_no_other_unseen(pair: Pair):
+    """What another has written meanwhile is shown beside one's own, which is saved when that is asked for, and not before."""
+    rosa, ruth = pair
+    for desk, words in ((rosa, "rosa's words"), (ruth, "ruth's words")):
+        desk.page.keyboard.press("c")
+        desk.page.keyboard.type(words)
+    ruth.page.keyboard.press("Control+Enter")
+    rosa.page.get_by_text("ruth has written meanwhile: “ruth's words”").wait_for()
+    field = rosa.page.locator(".comment textarea")
+    assert field.input_value() == "rosa's words"
+    rosa.page.keyboard.press("Escape")
+    rosa.settled()
+    key = rosa.page.url.partition("/slide/")[2][:20]
+    comments = lambda: [one["comment"] for one in rosa.api(f"/api/slides/{key}/review")["findings"]]
+    assert comments() == ["ruth's words"]
+    rosa.page.get_by_role("button", name="Save comment").click()
+    ruth.until("document.querySelector('.comment textarea').value === \"rosa's words\"")
+    assert comments() == ["rosa's words"]
+
+
+@pytest.mark.long
+def test_a_signature_is_of_what_its_dialog_shows(pair: Pair):
+    """The numbers follow another's verdict, and that they have changed is said; the dialog goes with its page."""
+    rosa, ruth = pair
+    rosa.page.keyboard.press("s")
+    box = rosa.page.locator("dialog[open]")
+    box.get_by_text("Accepted: 0").wait_for()
+    ruth.page.keyboard.press("a")
+    box.get_by_text("Accepted: 1").wait_for()
+    box.get_by_text("The review has changed meanwhile").wait_for()
+    rosa.page.go_back()
+    rosa.page.locator("table.worklist tbody a").first.wait_for()
+    assert rosa.page.locator("dialog").count() == 0
+
+
+@pytest.mark.long
+def test_a_comment_half_written_is_kept_on_the_way_elsewhere(acts_server: Server, fresh: str, sit):
+    """By the browser's own "back", and by the next picture."""
+    desk = sit(acts_server.address)
+    desk.sign_in("rosa")
+    desk.slide(fresh)
+    desk.page.locator(".thumb").nth(1).wait_for()
+    desk.page.keyboard.press("n")
+    desk.page.keyboard.press("c")
+    desk.page.keyboard.type("first")
+    desk.page.locator(".thumb").nth(1).click()
+    desk.page.keyboard.press("c")
+    desk.page.keyboard.type("second")
+    desk.page.go_back()
+    desk.page.locator("table.worklist tbody a").first.wait_for()
+    desk.settle_requests()
+    assert sorted(one["comment"] for one in desk.review(fresh)["findings"]) == ["first", "second"]
+
+
+@pytest.mark.long
+def test_the_end_of_a_session_takes_neither_comment_nor_drawing(acts_server: Server, fresh: str, sit):
+    """After the password both are there, and go to the server."""
+    desk = sit(acts_server.address)
+    desk.sign_in("rosa")
+    desk.slide(fresh)
+    desk.page.locator(".thumb").first.wait_for()
+    desk.page.keyboard.press("n")
+    desk.page.keyboard.press("c")
+    desk.page.keyboard.type("crushed")
+    desk.page.context.clear_cookies()
+    desk.page.keyboard.press("Control+Enter")
+    desk.page.get_by_text("Your session has ended").wait_for()
+    sign_in_again(desk, "rosa")
+    assert desk.page.locator(".comment textarea").input_value() == "crushed"
+    desk.page.locator(".comment textarea").focus()
+    desk.page.keyboard.press("Control+Enter")
+    desk.page.locator(".comment .by", has_text="rosa").wait_for()
+    desk.page.keyboard.press("Escape")
+
+    desk.page.locator("main").focus()
+    desk.page.keyboard.press("d")
+    desk.page.context.clear_cookies()
+    desk.page.keyboard.press("Enter")
+    desk.page.get_by_text("Your session has ended").wait_for()
+    sign_in_again(desk, "rosa")
+    desk.page.get_by_text("This outline is not saved yet").wait_for()
+    desk.page.keyboard.press("Enter")
+    desk.page.locator(".thumb", has_text="drawn").wait_for()
+    found = {one["kind"]: one["comment"] for one in desk.review(fresh)["findings"]}
+    assert found == {"region": "crushed", "drawn": ""}
+
+
+@pytest.mark.long
+def test_two_windows_of_one_person(acts_server: Server, fresh: str, sit):
+    """Signing out and in again in the one does not make the other useless."""
+    desk = sit(acts_server.address)
+    desk.sign_in("rosa")
+    desk.slide(fresh)
+    desk.page.locator(".thumb").first.wait_for()
+    other = Desk(desk.page.context.new_page(), acts_server.address)
+    other.open()
+    other.page.get_by_role("button", name="Sign out").click()
+    other.page.locator("dialog.sign-in input[name=user]").fill("rosa")
+    sign_in_again(other, "rosa")
+    desk.page.bring_to_front()
+    desk.page.keyboard.press("n")
+    desk.page.keyboard.press("a")
+    desk.page.locator(".thumb .verdict", has_text="Accepted").wait_for()
+    assert not other.complaints
+
+
+@pytest.mark.long
+def test_the_worklist_is_as_it_was_left(desk: Desk):
+    """Esc comes back to the list in its order, and n goes on from the slide that one comes from."""
+    desk.sign_in("vera", "/#/?q=&sort=id&order=desc")
+    link = desk.page.locator("table.worklist tbody a").first
+    link.wait_for()
+    first, second = desk.page.locator("table.worklist tbody a").all_inner_texts()[:2]
+    link.click()
+    desk.page.locator(".side h1, .no-slide h1", has_text=first).wait_for()
+    desk.page.keyboard.press("Escape")
+    desk.page.locator("table.worklist tbody a").first.wait_for()
+    assert "sort=id&order=desc" in desk.page.url
+    desk.page.keyboard.press("n")
+    desk.until(f"document.activeElement.textContent === {json.dumps(second)}")
+
+
+@pytest.mark.long
+def test_news_do_not_overtake_a_question(desk: Desk, sit, server: Server):
+    """On a slow network a filter is answered though an event comes before its answer, with the pointer on the rows."""
+    desk.sign_in("vera")
+    desk.page.get_by_role("link", name=LUNG).hover()
+    held = []
+    desk.page.route(
+        "**/api/worklist?*state=failed*", lambda route: held.append(route) if not held else route.continue_()
+    )
+    desk.page.get_by_label("State").select_option("failed")
+    desk.page.get_by_role("link", name=DAMAGED).hover()
+    desk.until("document.querySelector('tbody.asked')")
+    other = sit(server.address)
+    other.sign_in("ruth", f"/#/slide/{slide_key(BROKEN)}")
+    desk.until("document.querySelectorAll('table.worklist tbody a').length === 1")
+    desk.page.unroute_all(behavior="ignoreErrors")
+    assert desk.page.locator("table.worklist tbody a").all_inner_texts() == [BROKEN]
+    desk.page.locator("tr", has_text=BROKEN).get_by_text("Open now by ruth").wait_for()
+
+
+@pytest.mark.long
+def test_a_link_stays_where_it_is_while_its_line_changes(desk: Desk, sit, server: Server):
+    """Who opens a slide elsewhere does not take the click on its line, nor the focus."""
+    desk.sign_in("vera")
+    link = desk.page.get_by_role("link", name=LUNG)
+    link.focus()
+    box = link.bounding_box()
+    desk.page.mouse.move(box["x"] + 5, box["y"] + 5)
+    desk.page.mouse.down()
+    other = sit(server.address)
+    other.sign_in("ruth", f"/#/slide/{slide_key(LUNG)}")
+    desk.page.locator("tr", has_text=LUNG).get_by_text("Open now by ruth").wait_for()
+    assert link.evaluate("(link) => link === document.activeElement")
+    desk.page.mouse.up()
+    desk.page.locator(".side h1", has_text=LUNG).wait_for()
