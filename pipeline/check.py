@@ -196,8 +196,9 @@ def check_model(config: Config) -> tuple[ModelFacts, list[Finding]]:
             prove_size(model)
         except ModelError as error:
             findings.append(Finding("FAIL", "model", _line(error)))
+        else:
+            findings += [Finding("warn", "model", notice) for notice in size_notices([model])]
         total += weights
-    findings += [Finding("warn", "model", notice) for notice in size_notices(models)]
     classes = sum(len(model.classes) for model in models)
     return ModelFacts(models[0].patch_px, classes, total, len(models)), findings
 
@@ -252,8 +253,8 @@ def check_memory(config: Config, machine: Machine, facts: ModelFacts, available:
 def check_limits(config: Config) -> Iterator[Finding]:
     """Limits of this process, which its workers inherit, and the kind of shared memory that is used."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    text = f"{_limit(files[0])} open files in each process (hard limit {_limit(files[1])})"
-    enough = files[0] == resource.RLIM_INFINITY or files[0] >= FILES_WANTED
+    text = f"{_limit(files[1])} open files in each process"  # a run raises the soft limit itself
+    enough = files[1] == resource.RLIM_INFINITY or files[1] >= FILES_WANTED
     yield Finding("ok" if enough else "warn", "limits", text if enough else f"{text}; better: ulimit -n {FILES_WANTED}")
     locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     amount = "any amount of" if locked == resource.RLIM_INFINITY else size(locked)

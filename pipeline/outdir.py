@@ -11,11 +11,15 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import zmq
+
 from pipeline.overrides import ConfigError
 from pipeline.rundir import PRIVATE, RunDir
 from results.write import sweep
 
 _PREFIX = "slidestream-"
+_RANDOM_BYTES = 8  # with which mkdtemp goes on
+_SOCKET_BYTES = zmq.IPC_PATH_MAX_LEN  # of the path of a socket, by the kernel's own limit
 
 
 class Held(ConfigError):
@@ -64,9 +68,9 @@ def run_directory(private: Path) -> Iterator[RunDir]:
     """The run's own directory, mode 0700, on a short path (a socket's path has at most 107 bytes); removed at the end.
 
     Also where this process is killed: a shell that does nothing else waits for that, as the workers die with their parent,
-    stopped ones too, and can no longer clean up.
+    stopped ones too, and can no longer clean up. ConfigError where the temporary folder does not serve.
     """
-    path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_temporary()))
     sweeper = subprocess.Popen(
         ["/bin/sh", "-c", 'read -r _; exec rm -rf -- "$1"', "sh", str(path)],
         stdin=subprocess.PIPE,
@@ -81,6 +85,21 @@ def run_directory(private: Path) -> Iterator[RunDir]:
         sweeper.communicate()
         shutil.rmtree(path, ignore_errors=True)
         (private / "run").unlink(missing_ok=True)
+
+
+def _temporary() -> str:
+    """The system's folder for what is temporary; ConfigError where sockets in it would have too long a path."""
+    try:
+        folder = tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise ConfigError(f"TMPDIR: {error.strerror}; set it to a folder that this user may write to") from error
+    longest = RunDir(Path(folder, _PREFIX + "x" * _RANDOM_BYTES)).control_path
+    if (excess := len(os.fsencode(longest)) - _SOCKET_BYTES) > 0:
+        most = len(os.fsencode(folder)) - excess
+        raise ConfigError(
+            f"TMPDIR={folder}: too long for the sockets in it ({most} bytes at most); set a shorter one, such as TMPDIR=/tmp"
+        )
+    return folder
 
 
 def _sweep(folders: Sequence[Path]) -> None:

@@ -22,6 +22,7 @@ from pipeline import assembly, log, memory
 from pipeline.config import Config, memory_bound, resolve
 from pipeline.crew import crew
 from pipeline.gpus import Placement, build_engine
+from pipeline.limits import bound_notices
 from pipeline.log import LogSink
 from pipeline.machine import MIB, detect
 from pipeline.models import load_models, result_folders, result_keys, size_notices, sizes
@@ -69,7 +70,7 @@ def run_slides(found: list[Found], config: Config, options: Options, notices: li
         sink = assembly.open_sink(config, out, progress.log)
         log.configure("supervisor", "json", config.log.level, sink)
         logger = structlog.get_logger()
-        for notice in (*placement.notices, *size_notices(models), *notices):
+        for notice in (*placement.notices, *size_notices(models), *bound_notices(bound, detect()), *notices):
             logger.warning(notice)
         logger.info(
             "starting",

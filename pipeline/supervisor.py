@@ -20,8 +20,10 @@ from pipeline.children import Child, Death, judge, oom_kills, spawn
 from pipeline.control import Control, Handler
 from pipeline.crew import Member
 from pipeline.dispatch.board import INFERENCE, SUPERVISOR
+from pipeline.limits import allow_files, check_workers
 from pipeline.link import HIGH_WATER
 from pipeline.log import LogSink
+from pipeline.memory import Layout
 from pipeline.roster import WELL_S, Roster, Suspicion
 from pipeline.rundir import RunDir
 from pipeline.signals import Signals
@@ -77,13 +79,17 @@ class Supervisor:
         answers: dict[str, Handler],
     ):
         """`recruit(kind, index)` is a worker more, for `scale`; `watching` is called several times a second, `ended` for
-        every slide that is done. `answers` are what the control socket answers beside `scale`.
+        every slide that is done. `answers` are what the control socket answers beside `scale`. MemoryLack or ConfigError
+        where this machine cannot have so many workers.
         """
         self._run_dir = run
         self._memory_fd = memory_fd
         self._run_id = settings["run"]
         self._config = settings["config"]["supervisor"]
         self._roster = Roster((Member(BATCHER, BATCHER), *crew), recruit, self._config)
+        kinds = [member.kind for member in self._roster.members.values()]
+        check_workers(kinds, Layout(**settings["layout"]))
+        allow_files(kinds)
         self._submissions = submissions
         self._sink = sink
         self._watching = watching

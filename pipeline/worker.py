@@ -10,6 +10,7 @@ restarted.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import errno
 import faulthandler
@@ -39,6 +40,7 @@ HOPELESS_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 # Names, to an inference worker on a GPU, the engine that it opens (see plan_variable).
 PLAN = "SLIDESTREAM_PLAN"
 
+OOM_SCORE = 300  # of 1000: of a run, the kernel is to end a worker, which is replaced, rather than the supervisor
 NICE = 5  # a third of the share of a process that does not step back
 _PR_SET_PDEATHSIG = 1
 
@@ -125,6 +127,8 @@ def begun(program: str, starter: str, **options: type) -> argparse.Namespace:
 def main(kind: str, work: Callable[[Post], None]) -> None:
     """Run `work` as a stage process; never returns."""
     faulthandler.enable()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
     arguments = begun(f"stages.{kind}", "supervisor", name=str, generation=int, memory=int)
     run = RunDir(arguments.run)
     try:

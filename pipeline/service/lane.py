@@ -28,6 +28,7 @@ from pipeline import assembly, log, memory
 from pipeline.config import Config, ConfigError, memory_bound, resolve
 from pipeline.control import Refusal
 from pipeline.crew import crew
+from pipeline.limits import bound_notices
 from pipeline.log import LogSink
 from pipeline.machine import MIB, detect
 from pipeline.memory import MemoryLack
@@ -225,7 +226,7 @@ def run_lane(service: RunDir, route: str, generation: int) -> Ending:
     bound = memory_bound(config, **facts)
     folders = result_folders(out, models)
     with _holding(out, folders) as private, run_directory(private) as run:
-        for notice in (*placement.notices, *size_notices(models)):
+        for notice in (*placement.notices, *size_notices(models), *bound_notices(bound, machine)):
             logger.warning(notice)
         total = sum(size for _, size in bound) // MIB
         logger.info("lane starts", model=", ".join(m.name for m in models), out=str(out), memory_at_most_mib=total)

@@ -79,8 +79,8 @@ def test_too_many_threads_are_warned_of():
 
 
 def test_few_open_files_are_warned_of(monkeypatch: pytest.MonkeyPatch):
-    """A low limit of open files is a warning with the command that raises it."""
-    monkeypatch.setattr(check.resource, "getrlimit", lambda _: (256, 4096))
+    """A low hard limit of open files is a warning with the command that raises it."""
+    monkeypatch.setattr(check.resource, "getrlimit", lambda _: (256, 512))
     assert "ulimit -n 1024" in next(check_limits(sized())).text
 
 
