@@ -186,10 +186,17 @@ def verdict(rows: list[dict[str, Any]]) -> list[str]:
         elif loader:
             lines.append(f"{network}: no DataLoader: {loader.get('skipped')}")
         lines += [
-            f"{network}, {r['cores']} cores, {r['slides']} slides: {r['bottleneck']}; slower part: {r['limit']}"
+            f"{network}, {r['cores']} cores, {r['slides']} slides: {r['bottleneck']}; slower part: {r['limit']}; "
+            f"processor ms a patch: {_spent(r)}"
             for r in mine
         ]
     return lines
+
+
+def _spent(row: dict[str, Any]) -> str:
+    """Where the processors' time went, the start of each process included."""
+    spent = sorted(((stage["cpu_s"], kind) for kind, stage in row["stages"].items()), reverse=True)
+    return ", ".join(f"{kind} {1e3 * seconds / max(1, row['patches']):.3f}" for seconds, kind in spent)
 
 
 def main() -> int:
