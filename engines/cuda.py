@@ -8,7 +8,9 @@ what was asked of it (memory that is not there) can the process go on.
 from __future__ import annotations
 
 import re
+import threading
 from collections import Counter
+from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +23,7 @@ from engines.gpu import Gpu
 NO_GPU = "there is no GPU that this user may use (CUDA_VISIBLE_DEVICES limits them)"
 _DRIVER_VERSION = Path("/proc/driver/nvidia/version")
 _registered: Counter[int] = Counter()  # by address: how many engines of this process copy from that memory
+_early: dict[int, Future[Any]] = {}  # by address: what CUDA says of memory that is page-locked ahead
 
 
 def load_runtime() -> ModuleType:
@@ -68,6 +71,35 @@ def read_gpu(device: int) -> Gpu:
     return _gpu(load_runtime(), device)
 
 
+def register_early(memory: np.ndarray, device: int = 0) -> None:
+    """Begins to page-lock memory in a thread, while the caller loads what it needs; `Cuda.register` then waits for the rest.
+
+    Returns at once. It makes the context of GPU `device`, or waits for the one that makes it: all threads of a process share
+    that one. Nothing is raised: `Cuda.register` tries again what failed here.
+    """
+    early = _early[memory.ctypes.data] = Future()
+
+    def work() -> None:
+        try:
+            runtime = load_runtime()
+            (error,) = runtime.cudaSetDevice(device)
+            if error == runtime.cudaError_t.cudaSuccess:
+                error = _page_lock(runtime, memory)
+            early.set_result(error)
+        except EngineError:
+            early.set_result(None)
+
+    threading.Thread(target=work, name="page-lock").start()
+
+
+def _page_lock(runtime: ModuleType, memory: np.ndarray) -> Any:
+    """What CUDA says to it."""
+    (error,) = runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, runtime.cudaHostRegisterPortable)
+    if error != runtime.cudaError_t.cudaSuccess:
+        runtime.cudaGetLastError()  # or the next call would report this one
+    return error
+
+
 class Cuda:
     """See engines.device.Device. Belongs to the thread that made it."""
 
@@ -96,10 +128,11 @@ class Cuda:
         _registered[address] += 1
 
     def _register(self, memory: np.ndarray) -> None:
-        flags = self._runtime.cudaHostRegisterPortable
-        (error,) = self._runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, flags)
+        early = _early.pop(memory.ctypes.data, None)
+        error = None if early is None else early.result()
         if error != self._good:
-            self._runtime.cudaGetLastError()  # or the next call would report this one
+            error = _page_lock(self._runtime, memory)
+        if error != self._good:
             mib = memory.nbytes >> 20
             raise EngineError(f"{mib} MiB of shared memory cannot be page-locked: {_text(self._runtime, error)}")
 

@@ -55,7 +55,7 @@ class GpuEngine:
         self.max_batch = max_batch
         self.shapes = tuple(sorted({*(rows for rows in shapes if 1 <= rows <= max_batch), max_batch}))
         self._load_seconds = load_seconds
-        self._warm_seconds = 0.0
+        self._attach_seconds = self._warm_seconds = 0.0
         self._memory: np.ndarray | None = None
         self._contexts: list[GpuContext] = []
         self._closed = False
@@ -77,6 +77,7 @@ class GpuEngine:
             "contexts": len(self._contexts),
             "context_mib": self._context_bytes() >> 20,
             "load_seconds": round(self._load_seconds, 3),
+            "attach_seconds": round(self._attach_seconds, 3),
             "warm_seconds": round(self._warm_seconds, 3),
         }
 
@@ -107,6 +108,7 @@ class GpuEngine:
     def attach(self, memory: np.ndarray) -> None:
         if self._memory is not None:
             raise ValueError("attach was called twice")
+        started = time.monotonic()
         try:
             self.device.register(memory)
         except EngineError as error:
@@ -116,6 +118,7 @@ class GpuEngine:
             say("warning", "shared memory is copied twice", str(error))
         else:
             self._memory = memory
+        self._attach_seconds = time.monotonic() - started
 
     def in_registered(self, patches: np.ndarray) -> bool:
         memory = self._memory

@@ -17,7 +17,7 @@ import zmq
 from structlog.testing import capture_logs
 
 import stages.inference
-from engines import notices
+from engines import cuda, notices
 from engines.errors import EngineError
 from engines.gpu_engine import GpuEngine
 from pipeline.dispatch.leases import BOOT_SHIFT
@@ -438,8 +438,10 @@ def test_what_its_engine_says_is_in_its_log(monkeypatch, capsys) -> None:
         raise EngineError("the GPU is gone")
 
     monkeypatch.setattr(stages.inference, "open_models", opens)
+    slots, begun = SimpleNamespace(bytes=np.zeros(1, np.uint8)), []
+    monkeypatch.setattr(cuda, "register_early", begun.append)
     post = SimpleNamespace(
-        config={"inference": {}}, settings={"models": [{}], "layout": {"batch": 1}}, slots=lambda: None,
+        config={"inference": {}}, settings={"models": [{}], "layout": {"batch": 1}}, slots=lambda: slots,
         plans=[Path("a.engine")], run=SimpleNamespace(folded=lambda number: Path("folded.onnx")),
     )  # fmt: skip
     try:
@@ -453,3 +455,4 @@ def test_what_its_engine_says_is_in_its_log(monkeypatch, capsys) -> None:
         ("error", "engine not started", "the GPU is gone"),
     ]
     assert capsys.readouterr().out == ""
+    assert len(begun) == 1 and begun[0] is slots.bytes  # page-locked while it was opened
