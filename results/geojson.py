@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from results import table
 from results.atomic import write_atomic
 from results.colours import GREY, class_colours
-from results.record import SlideRecord
+from results.record import OWN_PATCH_PX, SlideRecord
 
 
 def write_geojson(record: SlideRecord, path: Path) -> None:
@@ -30,7 +30,7 @@ def write_geojson(record: SlideRecord, path: Path) -> None:
     """
     head = {
         "slide": record.slide,
-        "model": {"name": record.model["name"], "sha256": record.model["sha256"]},
+        "model": {name: record.model[name] for name in ("name", "sha256", OWN_PATCH_PX) if name in record.model},
         "origin": list(qupath_origin(record)),
     }
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from results import text
-from results.record import INFERRED, SlideRecord
+from results.record import INFERRED, OWN_PATCH_PX, SlideRecord
 
 INK = (34, 34, 34)
 SOFT = (96, 96, 96)
@@ -80,6 +80,8 @@ def draw_header(pen: ImageDraw.ImageDraw, places: Places, legend: Legend) -> Non
         patches = f"{_number(counts.inferred)} patches analysed"
         patches += f", {_number(counts.failed)} FAILED" if counts.failed else ", none failed"
     model = f"model {record.model['name']}, {record.geometry['patch_px']} px at {record.geometry['spacing']:.3g} mpp"
+    if OWN_PATCH_PX in record.model:
+        model += f" (made for {record.model[OWN_PATCH_PX]} px)"
     for line, (words, ink) in enumerate(((patches, INK), (model, SOFT))):
         drawn, font = text.shorten(words, unit, room)
         pen.text((unit, unit + round((2.0 + 1.3 * line) * unit)), drawn, ink, font, anchor="lt")

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from results.atomic import write_atomic
-from results.record import FAILED, INFERRED, STATE_NAMES, SlideRecord
+from results.record import FAILED, INFERRED, OWN_PATCH_PX, STATE_NAMES, SlideRecord
 
 
 def write_parquet(record: SlideRecord, path: Path) -> None:
@@ -64,7 +64,10 @@ def metadata(record: SlideRecord) -> dict[str, object]:
         "patch_px": record.geometry["patch_px"],
         "spacing": record.geometry["spacing"],
         "resampling": record.geometry["resampling"],
-        "model": {"name": record.model["name"], "sha256": record.model["sha256"], "classes": list(record.classes)},
+        "model": {
+            **{name: record.model[name] for name in ("name", "sha256", OWN_PATCH_PX) if name in record.model},
+            "classes": list(record.classes),
+        },
         "engine": record.engine,
         "versions": record.versions,
     }

@@ -13,6 +13,9 @@ STATE_NAMES = ("pending", "inferred", "failed")
 # A softmax in half precision may miss 1 by a few units of its last place; anything further off is not a probability.
 PROBABILITY_SLACK = 1e-2
 
+# In a model's description: the patch size that it was made for, where it was used at another one.
+OWN_PATCH_PX = "own_patch_px"
+
 # Six decimal digits each: GeoJSON writes a patch's row and column into its UUID.
 GRID_LIMIT = 1_000_000
 
@@ -30,8 +33,8 @@ class SlideRecord:
     """One slide with the fate of each of its ``n`` planned patches, in read order (a patch's index is its place there).
 
     ``info`` is ``SlideInfo.to_dict()``, ``geometry`` is ``Geometry.to_dict()``. ``model`` has ``name``, ``sha256``,
-    ``classes``, ``patch_px``, ``spacing`` (um/px). ``columns`` and ``rows`` (int32, n) place a patch on the grid,
-    ``fraction`` (float32, n) is the share of it that is tissue, ``state`` (uint8, n) one of PENDING, INFERRED,
+    ``classes``, ``patch_px``, ``spacing`` (um/px), and perhaps OWN_PATCH_PX. ``columns`` and ``rows`` (int32, n) place a
+    patch on the grid, ``fraction`` (float32, n) is the share of it that is tissue, ``state`` (uint8, n) one of PENDING, INFERRED,
     FAILED, ``probabilities`` float32 (n, classes); a row that was not inferred may hold anything and is never read.
     ``reasons`` maps the index of every failed patch to one line. ``tissue`` has ``method``, ``threshold``,
     ``area_mm2``, ``um_per_px``. ``seconds`` is time per stage. ``key`` (``fingerprint``, ``model``,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import openslide
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from results.layout import output_path
@@ -32,7 +34,10 @@ def made(tmp_path_factory: pytest.TempPathFactory, free: Path, small: Path) -> I
     folder = tmp_path_factory.mktemp("sizes")
     started = {}
     for px in (OWN, OTHER):
-        sets = () if px == OWN else (f"inference.patch_px={px}",)
+        sets = (
+            "results.formats=[csv, geojson, parquet, heatmap_png]",
+            f"inference.patch_px={'auto' if px == OWN else px}",
+        )
         started[px] = runs.start([small], folder / str(px), free, *FAST, *sets)
         started[px].finish()
     yield {px: Finished(run.process.returncode, run.console(), run.out) for px, run in started.items()}
@@ -71,9 +76,20 @@ def test_results_at_another_size_are_marked(made: dict[int, Finished]) -> None:
     assert said[OWN] == [] and len(said[OTHER]) == 1 and said[OTHER][0]["level"] == "warning"
 
 
+def test_files_that_leave_the_folder_are_marked_too(made: dict[int, Finished]) -> None:
+    """GeoJSON and Parquet name the size that the model was made for."""
+    for px, own in ((OWN, None), (OTHER, OWN)):
+        head = json.loads((made[px].out / output_path("small", "geojson")).read_text())["slidestream"]
+        about = json.loads(pq.read_schema(made[px].out / output_path("small", "parquet")).metadata[b"slidestream"])
+        assert head["model"].get("own_patch_px") == about["model"].get("own_patch_px") == own
+        assert about["patch_px"] == px
+
+
 def test_a_model_that_was_made_for_that_size_gives_the_same_bytes(made, small: Path, tmp_path: Path, start) -> None:
     """Where only the size in config.json differs."""
-    finished = start([small], tmp_path / "out", tiny_model(tmp_path / "free", patch_px=OTHER, free=True), *FAST).finish()
+    finished = start(
+        [small], tmp_path / "out", tiny_model(tmp_path / "free", patch_px=OTHER, free=True), *FAST
+    ).finish()
     table = output_path("small", "csv")
     assert (finished.out / table).read_bytes() == (made[OTHER].out / table).read_bytes()
 

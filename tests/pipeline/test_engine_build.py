@@ -153,6 +153,19 @@ def test_several_patch_sizes(cache: EngineCache, tmp_path: Path) -> None:
         build(convolutions(tmp_path / "one"), *options)
 
 
+@pytest.mark.parametrize("how", [("--patch", "64"), ("--set", "inference.patch_px=64")])
+def test_another_patch_size_alone(cache: EngineCache, tmp_path: Path, how: tuple[str, str]) -> None:
+    """Of the model that is 32 px: as a run at that size asks for it, beside the engine of its own."""
+    if not flavour().portable:
+        pytest.skip("builds only where there is a GPU")
+    model = convolutions(tmp_path / "any", FREE)
+    options = ("--precision", "fp16", "--batch", "4", "--for", "8.6")
+    assert build(model, *options) == 0 and build(model, *options, *how) == 0
+    assert sorted(entry.identity.profiles[0]["patch_px"] for entry in cache.entries()) == [32, 64]
+    with pytest.raises(ModelError, match="the network takes patches of one size, not 64 px too"):
+        build(convolutions(tmp_path / "one"), *options, *how)
+
+
 def labelled(folder: Path) -> Path:
     """Twenty pictures of each label."""
     for index, patch in enumerate(noise(40)):
@@ -311,7 +324,9 @@ def test_engines_are_opened_by_the_backend_that_built_them(cache: EngineCache, t
     """Verification opens packages of AOTInductor too; here neither has a GPU, or is not even installed."""
     release = RTX if name == "tensorrt" else RTX.__class__(AOTI, "2.6", None)
     entry = cache.put("mine", make_identity(release), BUILT, GPU)
-    with pytest.raises(EngineError, match="TensorRT|cuda-python|GPU" if name == "tensorrt" else "PyTorch|cuda-python|GPU"):
+    with pytest.raises(
+        EngineError, match="TensorRT|cuda-python|GPU" if name == "tensorrt" else "PyTorch|cuda-python|GPU"
+    ):
         opened(entry, 224)
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +9,7 @@ from PIL import Image
 from results import heatmap_png
 from results.heatmap_png import BRIGHT, DARK, draw, write_heatmap_png
 from results.legend import layout
+from results.record import OWN_PATCH_PX
 
 
 def one_row(make_record, values, failed=(), **changes):
@@ -150,3 +153,12 @@ def test_an_unknown_class_is_refused(make_record, tmp_path):
     """The picture never shows another class than the one that was asked for."""
     with pytest.raises(ValueError, match="no class 'x'"):
         write_heatmap_png(make_record(), tmp_path / "a.png", "x")
+
+
+def test_a_model_at_another_patch_size_is_told_in_the_picture(make_record):
+    """In the title, which is all that differs."""
+    record = make_record()
+    marked = replace(record, model=record.model | {OWN_PATCH_PX: 512})
+    plain, told = (draw(one, 1) for one in (record, marked))
+    differs = np.flatnonzero((plain != told).any(axis=(1, 2)))
+    assert 0 < len(differs) and differs.max() < layout(1000, 750).picture[1]
