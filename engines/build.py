@@ -142,29 +142,32 @@ def _config(builder: Any, options: BuildOptions, flavour: Flavour) -> Any:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib * MIB)
     if not options.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
+    check_targets(options, flavour)
     if options.compute_capabilities:
-        if not flavour.portable:
-            raise EngineError(f"{flavour.name} builds for the GPU at hand; use its hardware compatibility instead")
-        wanted = [_compute_capability(flavour, name) for name in options.compute_capabilities]
+        known = trt.ComputeCapability.__members__
+        wanted = [known["SM" + name.replace(".", "")] for name in options.compute_capabilities]
         config.num_compute_capabilities = len(wanted)
         for index, capability in enumerate(wanted):
             if not config.set_compute_capability(capability, index):
                 raise EngineError(f"{flavour.name} refuses to build for {options.compute_capabilities[index]}")
     if options.hardware:
-        if options.hardware not in flavour.hardware_compatibility:
-            known = ", ".join(flavour.hardware_compatibility) or "none"
-            raise EngineError(f"{flavour.name}: unknown hardware compatibility {options.hardware!r}; known: {known}")
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.__members__[options.hardware]
     return config
 
 
-def _compute_capability(flavour: Flavour, name: str) -> Any:
-    if name not in flavour.compute_capabilities:
-        known = ", ".join(flavour.compute_capabilities)
-        raise EngineError(
-            f"{flavour.name} {flavour.version} cannot build for compute capability {name}; it can: {known}"
-        )
-    return flavour.trt.ComputeCapability.__members__["SM" + name.replace(".", "")]
+def check_targets(options: BuildOptions, flavour: Flavour) -> None:
+    """EngineError where the flavour does not build for the GPUs that `options` name."""
+    if options.compute_capabilities and not flavour.portable:
+        raise EngineError(f"{flavour.name} builds for the GPU at hand; use its hardware compatibility instead")
+    for name in options.compute_capabilities:
+        if name not in flavour.compute_capabilities:
+            known = ", ".join(flavour.compute_capabilities)
+            raise EngineError(
+                f"{flavour.name} {flavour.version} cannot build for compute capability {name}; it can: {known}"
+            )
+    if options.hardware and options.hardware not in flavour.hardware_compatibility:
+        known = ", ".join(flavour.hardware_compatibility) or "none"
+        raise EngineError(f"{flavour.name}: unknown hardware compatibility {options.hardware!r}; known: {known}")
 
 
 def _add_profile(builder: Any, network: Any, config: Any, profile: Profile, *, only: bool) -> None:

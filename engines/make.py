@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engines.build import Progress, build
+from engines.build import Progress, build, check_targets
 from engines.cache import EngineCache, Entry
 from engines.calibration import Patches
 from engines.errors import EngineError
@@ -101,7 +101,9 @@ class Maker:
 
     def make(self, order: Order, *, rebuild: bool = False) -> Entry:
         """The engine that was ordered, built where it is not there. Raises ModelError, EngineError, BuildCanceled."""
-        target(order.flavour, order.options, order.gpu)  # raises before the long work
+        # Both raise before the long work.
+        check_targets(order.options, order.flavour)
+        target(order.flavour, order.options, order.gpu)
         graph = order.folded()
         sha256 = graph_sha256(graph)
         wanted = order.identity(sha256)
@@ -138,13 +140,14 @@ class Maker:
 
     def make_int8(self, order: Order, *, rebuild: bool = False) -> Entry:
         """As `make`; where the flavour refuses int8 convolutions, without them. See engines.quantize.POINTWISE."""
+        check_targets(order.options, order.flavour)  # or each recipe would be tried in vain
         recipes = list(_INT8) if order.quantised == QUANTISABLE else [(order.quantised, "")]
         while True:
             operators, _ = recipes.pop(0)
             try:
                 return self.make(replace(order, quantised=operators), rebuild=rebuild)
             except EngineError as error:
-                if not recipes or order.calibration is None:
+                if not recipes or order.calibration is None or error.fatal:
                     raise
                 self.tell(f"{error}")
                 self.tell(f"trying again with {recipes[0][1]} in int8")

@@ -195,6 +195,28 @@ def test_int8_of_convolutions_alone_has_no_way_round(tmp_path: Path, monkeypatch
         w.maker.make_int8(replace(w.order, model=model, precision="int8", quantised=PRODUCTS))
 
 
+def test_gpus_that_cannot_be_built_for_are_told_before_anything_is_done(tmp_path: Path, monkeypatch) -> None:
+    """Calibrating takes minutes, and another recipe of int8 would not help either."""
+    w = world(tmp_path, monkeypatch, int8=0.0)
+    order = replace(w.order, precision="int8", options=BuildOptions(compute_capabilities=("3.5",)))
+    with pytest.raises(EngineError, match=r"cannot build for compute capability 3\.5; it can: 7\.5, 12\.0"):
+        w.maker.make_int8(order)
+    assert w.lines == [] and w.built == []
+
+
+def test_a_gpu_that_is_lost_ends_the_search_for_a_recipe(tmp_path: Path, monkeypatch) -> None:
+    """Nothing more can be tried on it."""
+    w = world(tmp_path, monkeypatch, int8=0.0)
+
+    def lost(*_, **__):
+        raise EngineError("cudaErrorIllegalAddress", fatal=True)
+
+    monkeypatch.setattr(make_module, "build", lost)
+    with pytest.raises(EngineError, match="IllegalAddress"):
+        w.maker.make_int8(replace(w.order, precision="int8"))
+    assert not any("trying again" in line for line in w.lines)
+
+
 def test_an_engine_is_tried_at_every_patch_size(tmp_path: Path, monkeypatch) -> None:
     """The worst counts and says at which size; the speed is that of the first; a size that nobody tries is refused."""
     w = world(tmp_path, monkeypatch, fp16=0.001)
