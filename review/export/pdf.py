@@ -139,7 +139,7 @@ class _Page:
                 text["patch_counts"].format(**{"planned": 0, "inferred": 0, "failed": 0, **facts.patches}),
                 2,
             ),
-            (text["model"], f"{facts.model.get('name', '')}  SHA-256 {str(facts.model.get('sha256', ''))[:16]}", 2),
+            (text["model"], _model(facts.model, text), 2),
             (text["engine"], ", ".join(_plain(facts.engine)), 3),
         ]
         if document["class"] is not None:
@@ -280,6 +280,12 @@ def _outline(pen: ImageDraw.ImageDraw, ring: Sequence[tuple[float, float]], find
     # On white, so that it is seen on every stain.
     for colour, width in (((255, 255, 255), 6), (COLOURS[finding["verdict"]], 3)):
         pen.line([*ring, ring[0]], fill=colour, width=width)
+
+
+def _model(model: Mapping[str, Any], text: Mapping[str, str]) -> str:
+    """Name and hash, and both patch sizes where it was used at another than its own."""
+    size = f"  {text['other_size'].format(**model)}" if "own_patch_px" in model else ""
+    return f"{model.get('name', '')}  SHA-256 {str(model.get('sha256', ''))[:16]}{size}"
 
 
 def _plain(engine: Mapping[str, Any]) -> Sequence[str]:

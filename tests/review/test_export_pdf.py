@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 import pypdf
 import pytest
@@ -112,3 +113,12 @@ def test_every_language_has_all_words_with_the_same_places() -> None:
         assert words.keys() == english.keys()
         for name, text in words.items():
             assert set(re.findall(r"{(\w+)", text)) == set(re.findall(r"{(\w+)", english[name])), name
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_model_at_another_patch_size_is_told(language: str) -> None:
+    """Both sizes beside its name; nothing of the kind for one at its own."""
+    slide = facts()
+    _, plain = read(reviewed(slide), language)
+    _, told = read(reviewed(replace(slide, model=slide.model | {"patch_px": 96, "own_patch_px": 64})), language)
+    assert TEXTS[language]["other_size"].format(patch_px=96, own_patch_px=64) in told and "64 px" not in plain
