@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
 
 from engines.errors import EngineError, one_line
@@ -18,7 +18,7 @@ from engines.gpu import Gpu
 from engines.recipe import HALF_RECIPE, BuildOptions, Profile
 
 FORMAT = 1
-ANY = "any GPU"
+AMPERE = "8.0 and later"
 _KEY_SIGNS = 16
 
 
@@ -99,17 +99,29 @@ def identity(
 def target(flavour: Flavour, options: BuildOptions, gpu: Gpu | None) -> str:
     """The GPUs that an engine is for. Raises EngineError where that needs a GPU and there is none."""
     if flavour.portable:
-        return ", ".join(options.compute_capabilities) or ANY
+        return ", ".join(options.compute_capabilities) or AMPERE
     if options.hardware == "AMPERE_PLUS":
-        return "8.0 and later"
+        return AMPERE
     if gpu is None:
         raise EngineError(f"{flavour.name} builds for the GPU at hand, and there is none")
     return gpu.compute_capability if options.hardware == "SAME_COMPUTE_CAPABILITY" else str(gpu)
 
 
+def suited(options: BuildOptions, flavour: Flavour, gpu: Gpu | None) -> BuildOptions:
+    """Options with which the engine will run on the GPU at hand, where no other is named.
+
+    Of itself TensorRT for RTX builds for Ampere and later; an older GPU, Turing, has to be asked for.
+    """
+    if not flavour.portable or options.compute_capabilities or gpu is None:
+        return options
+    own = gpu.compute_capability
+    old = own in flavour.compute_capabilities and _number(own) < _number(AMPERE.split()[0])
+    return replace(options, compute_capabilities=(own,)) if old else options
+
+
 def serves(engine: Identity, gpu: Gpu) -> bool:
     """Whether the engine's target includes `gpu`."""
-    if engine.target == ANY or engine.target == str(gpu):
+    if engine.target == str(gpu):
         return True
     if engine.target.endswith(" and later"):
         return _number(gpu.compute_capability) >= _number(engine.target.split()[0])

@@ -16,7 +16,7 @@ from engines.errors import EngineError
 from engines.flavour import Flavour
 from engines.fold import fold
 from engines.gpu import Gpu
-from engines.identity import Identity, identity, target
+from engines.identity import Identity, identity, suited, target
 from engines.model import Model
 from engines.precision import graph_sha256, to_half
 from engines.quantize import (
@@ -56,6 +56,11 @@ class Order:
     quantised: tuple[str, ...] = QUANTISABLE
     """Operators that int8 may quantise."""
 
+    @property
+    def suited(self) -> BuildOptions:
+        """The options, for the GPU at hand where they name none."""
+        return suited(self.options, self.flavour, self.gpu)
+
     def folded(self) -> Any:
         """The graph for its patch sizes, in float32. Raises ModelError."""
         sizes = {profile.patch_px for profile in self.profiles}
@@ -71,7 +76,7 @@ class Order:
             calibration=self.calibration.sha256 if self.calibration and self.precision == "int8" else "",
             classes=len(self.model.classes),
             profiles=self.profiles,
-            options=self.options,
+            options=self.suited,
             flavour=self.flavour,
             gpu=self.gpu,
         )
@@ -103,7 +108,7 @@ class Maker:
         """The engine that was ordered, built where it is not there. Raises ModelError, EngineError, BuildCanceled."""
         # Both raise before the long work.
         check_targets(order.options, order.flavour)
-        target(order.flavour, order.options, order.gpu)
+        target(order.flavour, order.suited, order.gpu)
         graph = order.folded()
         sha256 = graph_sha256(graph)
         wanted = order.identity(sha256)
@@ -127,7 +132,7 @@ class Maker:
             graph,
             order.precision,
             order.profiles,
-            order.options,
+            order.suited,
             order.flavour,
             timing_cache=timing,
             progress=self.progress,

@@ -14,7 +14,7 @@ from engines.census import Census
 from engines.errors import EngineError
 from engines.flavour import Flavour
 from engines.gpu import Gpu
-from engines.identity import ANY, Identity, differences, identity, misfits, serves
+from engines.identity import AMPERE, Identity, differences, identity, misfits, serves, suited
 from engines.recipe import BuildOptions, Profile
 from tests.engines.fake_gpu import GPU, OTHER_GPU
 from tests.engines.test_flavour import fake
@@ -110,7 +110,7 @@ def test_misfits_name_both_sides() -> None:
 @pytest.mark.parametrize(
     ("flavour", "options", "target", "here", "there"),
     [
-        (RTX, BuildOptions(), ANY, True, True),
+        (RTX, BuildOptions(), AMPERE, True, True),
         (RTX, BuildOptions(compute_capabilities=("7.5", "8.6")), "7.5, 8.6", False, True),
         (FULL, BuildOptions(), "Test GPU (9.0)", True, False),
         (FULL, BuildOptions(hardware="AMPERE_PLUS"), "8.0 and later", True, True),
@@ -128,7 +128,23 @@ def test_a_target_without_a_gpu_is_refused_where_the_builder_needs_one() -> None
     """tensorrt compiles for the GPU that is there."""
     with pytest.raises(EngineError, match="builds for the GPU at hand, and there is none"):
         make_identity(FULL, None)
-    assert make_identity(RTX, None).target == ANY
+    assert make_identity(RTX, None).target == AMPERE
+
+
+def test_a_gpu_before_ampere_is_asked_for() -> None:
+    """TensorRT for RTX does not build for Turing of itself; other GPUs, and GPUs that are named, change nothing."""
+    turing = replace(GPU, name="Tesla T4", compute_capability="7.5")
+    assert not serves(make_identity(RTX, options=BuildOptions()), turing)
+    options = suited(BuildOptions(), RTX, turing)
+    assert options.compute_capabilities == ("7.5",)
+    assert serves(make_identity(RTX, options=options), turing)
+    volta = replace(GPU, name="Tesla V100", compute_capability="7.0")  # which the flavour does not know at all
+    named = BuildOptions(compute_capabilities=("12.0",))
+    for asked, flavour, gpu in (
+        (BuildOptions(), RTX, GPU), (BuildOptions(), RTX, volta), (BuildOptions(), RTX, None),
+        (named, RTX, turing), (BuildOptions(), FULL, turing),
+    ):  # fmt: skip
+        assert suited(asked, flavour, gpu) == asked
 
 
 def test_damage_is_found(cache: EngineCache) -> None:

@@ -195,6 +195,18 @@ def test_int8_of_convolutions_alone_has_no_way_round(tmp_path: Path, monkeypatch
         w.maker.make_int8(replace(w.order, model=model, precision="int8", quantised=PRODUCTS))
 
 
+def test_the_engine_is_for_the_gpu_at_hand(tmp_path: Path, monkeypatch) -> None:
+    """Also where the builder would leave it out: its identity and the builder are told the same."""
+    w = world(tmp_path, monkeypatch, fp16=0.0)
+    told = []
+    monkeypatch.setattr(
+        make_module, "build", lambda *words, **_: told.append(words[3]) or Built(b"plan", Census({}, {}), (), 0.1)
+    )
+    turing = replace(GPU, compute_capability="7.5")
+    entry = w.maker.make(replace(w.order, precision="fp16", gpu=turing))
+    assert entry.identity.target == "7.5" and told[0].compute_capabilities == ("7.5",)
+
+
 def test_gpus_that_cannot_be_built_for_are_told_before_anything_is_done(tmp_path: Path, monkeypatch) -> None:
     """Calibrating takes minutes, and another recipe of int8 would not help either."""
     w = world(tmp_path, monkeypatch, int8=0.0)

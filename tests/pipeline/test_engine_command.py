@@ -46,7 +46,7 @@ def test_list_tells_what_there_is(cache: EngineCache, capsys) -> None:
     (cache.folder / "odd.engine").write_bytes(b"x")
     assert engine("list") == 0
     out = capsys.readouterr().out
-    assert "tensorrt_rtx 1.4 for any GPU; 224 px x 1-128" in out
+    assert "tensorrt_rtx 1.4 for 8.0 and later; 224 px x 1-128" in out
     assert "right on Test GPU (9.0), loss 0.100%, 18,000 patches/s" in out
     assert "odd.engine" in out and "cannot be used: has no odd.json" in out
     assert engine("list", "--json") == 0
