@@ -11,6 +11,8 @@ export class HeatData {
     this.grid = grid;
     this.classes = classes;
     this.next = 0;
+    this.growing = false; // whether the slide is still being read
+    this.known = false; // whether the server has said anything of the patches yet
     this.clear();
   }
 
@@ -61,6 +63,7 @@ export class HeatData {
       for (let c = 0; c < classes; c++) this.planes[c][at] = values[i * classes + c];
     }
     this.next = next;
+    this.known = true;
     return n;
   }
 

@@ -100,9 +100,10 @@ export class HeatPanel {
   }
 
   showCounts() {
-    const { counts, count } = this.data;
+    const { counts, count, known, growing, classes } = this.data;
+    const nothing = !growing && (known || !classes.length);
     const line = (name, n) => (n ? element("li", { class: `key-${name}` }, element("span", { class: `swatch ${name}`, "aria-hidden": "true" }), t(`heat.${name}`, { n: number(n) })) : null);
-    refill(this.legend, line("failed", counts[FAILED]), line("pending", counts[PENDING]), count ? null : element("li", {}, t("heat.nothing")));
+    refill(this.legend, line("failed", counts[FAILED]), line("pending", counts[PENDING]), count ? null : element("li", {}, t(nothing ? "heat.nothing" : "heat.not_yet")));
   }
 
   /** Somebody has set it: not into the hand of who is typing another. */

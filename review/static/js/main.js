@@ -5,7 +5,7 @@ import { showHeader } from "./header.js";
 import { loadTexts, t } from "./i18n.js";
 import { startKeys, useKeys } from "./keys.js";
 import * as live from "./live.js";
-import { explain, notice, noticeError } from "./notices.js";
+import { clearNotices, explain, notice, noticeError } from "./notices.js";
 import { operationsPage } from "./operations.js";
 import * as session from "./session.js";
 import { slidePage } from "./slide.js";
@@ -31,8 +31,9 @@ function pageFor(path, values) {
 async function show({ again = false } = {}) {
   const { path, values } = address();
   if (!again && shown?.path === path && shown.page.goTo?.(values)) return;
+  // What went wrong, and what a dialog asks, is of the page where it was.
+  if (!again) clearNotices();
   shown?.page.leave?.();
-  // What a dialog asks is of the page that it was opened on.
   for (const box of document.querySelectorAll("dialog[open]:not(.sign-in)")) box.close();
   main.replaceChildren();
   // Until the new page has keys of its own, those of the old one would act on what is not shown any more.

@@ -27,6 +27,10 @@ export function notice(text, { error = false } = {}) {
   return made;
 }
 
+export function clearNotices() {
+  document.getElementById("notices").replaceChildren();
+}
+
 // Of these the server's words say more than the kind does.
 const DETAILED = new Set(["slide_unreadable", "bad_input", "cannot_say", "not_installed", "storage"]);
 

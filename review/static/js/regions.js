@@ -56,6 +56,11 @@ export class Regions {
     this.refresh();
   }
 
+  /** Whether the server has said which regions there are: before that, none is no finding. */
+  get known() {
+    return this.foundWith !== undefined || !this.slide.classes?.length;
+  }
+
   refresh() {
     this.items = listed(this.found, this.review.document.findings);
     if (!this.items.some(({ id }) => id === this.current)) this.current = null;
@@ -115,7 +120,7 @@ export class Regions {
     const counts = tally(this.items);
     return this.items.length
       ? t("regions.tally", { all: number(this.items.length), accepted: counts.accepted, rejected: counts.rejected, unsure: counts.unsure, none: counts.none })
-      : t("regions.none");
+      : t(this.known ? "regions.none" : "regions.not_yet");
   }
 
   showStrip() {
@@ -161,7 +166,7 @@ export class Regions {
       this.verdicts[i].setAttribute("aria-pressed", String(item?.verdict === verdict));
     });
     this.words.hidden = item !== null;
-    this.words.textContent = t(this.items.length ? "regions.choose" : "regions.none_long");
+    this.words.textContent = t(this.items.length ? "regions.choose" : this.known ? "regions.none_long" : "regions.not_yet");
     this.comment.show(item, may);
   }
 }

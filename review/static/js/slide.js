@@ -22,10 +22,13 @@ import { SignOff } from "./signoff.js";
 import { Sketch } from "./sketch.js";
 import { slideKeys } from "./slidekeys.js";
 import { SlideInfo } from "./slideinfo.js";
+import { SlideResults } from "./slideresults.js";
 import { Toolbar } from "./toolbar.js";
 import { Viewer } from "./viewer.js";
 import { fromValues, toValues } from "./viewlink.js";
 import { listAddress } from "./worklist.js";
+
+const UNFINISHED = ["waiting", "running"];
 
 class SlidePage {
   constructor(key, values) {
@@ -46,6 +49,7 @@ class SlidePage {
     this.result = this.review.document.result;
     this.info = new SlideInfo(detail);
     this.data = new HeatData(detail.grid ?? { columns: 1, rows: 1, origin_x: 0, origin_y: 0, step_x: 1, step_y: 1, patch_width: 1, patch_height: 1 }, detail.classes ?? []);
+    this.data.growing = UNFINISHED.includes(detail.state);
     if (!detail.width || !detail.levels?.length) return this.enterWithoutPicture(root);
     this.link = fromValues(this.values, this.data.classes);
     this.settings = this.reviewSettings();
@@ -54,13 +58,13 @@ class SlidePage {
     this.stops.push(whenLookedAt(() => this.begin()));
     this.stops.push(listen((event) => this.hear(event)));
     // What there is to sign must be here before it is signed.
-    this.signoff.loaded = Promise.all([this.loadHeat(), this.loadRegions()]);
+    this.signoff.loaded = Promise.all([this.results.loadHeat(), this.results.loadRegions()]);
     await Promise.all([this.opened(), this.signoff.loaded]);
   }
 
   /** The review has begun, if no act has begun it before. */
   begin() {
-    const may = session.mayAct() && !["waiting", "running"].includes(this.detail.state);
+    const may = session.mayAct() && !UNFINISHED.includes(this.detail.state);
     if (may && this.review.document.state !== "signed") this.review.act("open");
   }
 
@@ -81,7 +85,7 @@ class SlidePage {
   /** A slide that was never examined, and one that was and cannot be opened from here any more, are not the same. */
   whyNoPicture() {
     const { problem, patches } = this.detail;
-    const words = patches.inferred ? "slide.not_openable" : ["waiting", "running"].includes(this.detail.state) ? "slide.not_begun" : "slide.no_picture";
+    const words = patches.inferred ? "slide.not_openable" : UNFINISHED.includes(this.detail.state) ? "slide.not_begun" : "slide.no_picture";
     return [element("p", {}, t(words)), problem?.error && words === "slide.not_openable" ? element("p", { class: "reason" }, explain({ message: problem.error, code: problem.code })) : null].filter(Boolean);
   }
 
@@ -110,6 +114,7 @@ class SlidePage {
       onItems: (items, current) => this.showItems(items, current),
     });
     this.signoff = new SignOff(this.detail, this.review, this.regions, this.data);
+    this.results = new SlideResults(this);
     this.review.onChange(() => this.reviewChanged());
     const place = element("div", { class: "slide-place" });
     this.stage = element("div", { class: "stage" }, place);
@@ -208,7 +213,7 @@ class SlidePage {
     this.least = settings.min_um2;
     this.panel.showLeast(settings.min_um2);
     this.offer();
-    this.loadRegions();
+    this.results.loadRegions();
   }
 
   reviewChanged() {
@@ -217,24 +222,12 @@ class SlidePage {
     this.offer();
   }
 
-  async loadRegions() {
-    if (!this.data.classes.length) return;
-    const { settings } = this;
-    try {
-      const { regions } = await api.regions(this.detail.key, settings);
-      // Of two questions the earlier one may be answered last.
-      if (this.left || settings !== this.settings) return;
-      this.regionsMissing = this.signoff.incomplete = false;
-      this.regions.setFound(regions, settings);
-      if (this.link.region && this.regions.items.some(({ id }) => id === this.link.region)) {
-        this.regions.choose(this.link.region, { look: !this.link.view });
-        this.link.region = null;
-      }
-    } catch (error) {
-      if (this.left || settings !== this.settings) return;
-      this.regionsMissing = this.signoff.incomplete = true;
-      noticeError(error);
-    }
+  /** The region that the address names, once it is there. */
+  regionsFound() {
+    const { region, view } = this.link;
+    if (!region || !this.regions.items.some(({ id }) => id === region)) return;
+    this.regions.choose(region, { look: !view });
+    this.link.region = null;
   }
 
   showItems(items, current) {
@@ -243,31 +236,6 @@ class SlidePage {
     this.redraw();
     this.rememberSoon?.();
     this.signoff?.itemsChanged();
-  }
-
-  /** One request at a time; what came meanwhile is asked for once after it. */
-  async loadHeat() {
-    if (!this.data.classes.length) return;
-    if (this.loading) {
-      this.again = true;
-      return;
-    }
-    this.loading = true;
-    try {
-      do {
-        this.again = false;
-        const { anew } = this;
-        this.anew = false;
-        const answer = await api.heat(this.detail.key, anew ? 0 : this.data.next);
-        if (this.left) return;
-        if (anew) this.data.clear();
-        if (this.data.apply(answer)) this.dataChanged();
-      } while (this.again);
-    } catch (error) {
-      if (!this.left) noticeError(error);
-    } finally {
-      this.loading = false;
-    }
   }
 
   dataChanged() {
@@ -282,11 +250,11 @@ class SlidePage {
     if (event.type === "caught-up" || event.type === "resync") {
       this.growSoon();
       this.review.refresh().catch(() => {});
-      if (this.regionsMissing) this.regionsSoon(0);
+      this.results?.again();
       return;
     }
     if (event.key !== this.slide) return;
-    if (event.type === "slide" && event.from === 0) this.anew = true;
+    if (event.type === "slide" && event.from === 0) this.results?.begunAnew();
     if (event.type === "slide" || event.type === "worklist") this.growSoon(event);
     else if (event.type === "presence") this.info.present((event.users ?? []).filter((name) => name !== session.user().user));
     else if (event.type === "review" && event.revision !== this.review.document.revision) this.review.refresh().catch(noticeError);
@@ -314,14 +282,15 @@ class SlidePage {
       const { state } = before;
       Object.assign(this.detail, now);
       this.info.show(this.detail);
+      this.data.growing = UNFINISHED.includes(now.state);
       const another = this.anotherResult(now.review);
       this.review.take(now.review);
       this.signoff.show();
       if (this.why) refill(this.why, this.whyNoPicture());
       if (!this.viewer) return;
-      await this.loadHeat();
+      await this.results.loadHeat();
       const live = now.state === "running";
-      if (state !== now.state || another || live) this.regionsSoon(live ? 3000 : 0);
+      if (state !== now.state || another || live) this.results.regionsSoon(live ? 3000 : 0);
     } catch (error) {
       if (!this.left) console.warn(explain(error));
     }
@@ -333,14 +302,6 @@ class SlidePage {
     if (this.result) notice(t("slide.again"), { error: true });
     this.result = result;
     return true;
-  }
-
-  regionsSoon(milliseconds) {
-    if (this.regionTimer) return;
-    this.regionTimer = setTimeout(() => {
-      this.regionTimer = 0;
-      if (!this.left) this.loadRegions();
-    }, milliseconds);
   }
 
   fullScreen() {
@@ -388,7 +349,7 @@ class SlidePage {
     this.rememberSoon?.cancel();
     clearTimeout(this.growing);
     clearTimeout(this.retry);
-    clearTimeout(this.regionTimer);
+    this.results?.stop();
     cancelAnimationFrame(this.frameAsked);
     this.sketch?.drawing.cancel();
     this.viewer?.destroy();
