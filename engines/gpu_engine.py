@@ -88,8 +88,6 @@ class GpuEngine:
         """
         times = np.array(self.milliseconds or [0.0])
         under_way = time.monotonic() - self._busy_since if self._in_flight else 0.0
-        if self._meter is None:
-            self._meter = Meter(self.device.gpu.uuid)
         free = self.device.free_bytes()
         return {
             "seconds": round(time.monotonic() - self._ready_at, 3),
@@ -102,7 +100,7 @@ class GpuEngine:
             "batch_ms_p99": round(float(np.quantile(times, 0.99)), 3),
             "gpu_free_mib": free >> 20,
             "gpu_mib": (self.device.gpu.memory_bytes - free) >> 20,
-            **self._meter.read(),
+            **(self._meter.read() if self._meter else {}),
         }
 
     def attach(self, memory: np.ndarray) -> None:
@@ -132,18 +130,20 @@ class GpuEngine:
             raise ValueError("the engine is closed")
         started = time.monotonic()
         self._check_memory(n)
+        if self._meter is None:
+            self._meter = Meter(self.device.gpu.uuid)
         made: list[GpuContext] = []
         try:
-            for _ in range(n):
+            while len(made) < n:
                 context = GpuContext(self)
                 self._contexts.append(context)
-                made.append(context)
                 context.warm()
+                made.append(context)
         except EngineError as error:
             if error.fatal:
                 raise
             problem = f"context {len(made) + 1} of {n} does not start: {error}"
-            raise EngineError(f"{problem}; {self._lighter(n)}") from error
+            raise EngineError(f"{problem}; {self._lighter(len(made))}") from error
         self.network.warmed()
         self._ready_at = time.monotonic()
         self._warm_seconds = self._ready_at - started
@@ -162,9 +162,10 @@ class GpuEngine:
     def _context_bytes(self) -> int:
         return self.network.context_bytes() + self.max_batch * (self.row_bytes + 4 * self.classes)
 
-    def _lighter(self, n: int) -> str:
+    def _lighter(self, fits: int) -> str:
+        """What is free, and what to do where only so many contexts start."""
         free = self.device.free_bytes() >> 20
-        return f"{free} MiB of GPU memory are free; " + (f"try contexts={n - 1}" if n > 1 else "try a smaller batch")
+        return f"{free} MiB of GPU memory are free; " + (f"try contexts={fits}" if fits else "try a smaller batch")
 
     def close(self) -> None:
         if self._closed:

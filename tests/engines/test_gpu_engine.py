@@ -233,6 +233,22 @@ def test_memory_that_runs_out_all_the_same_says_which_context_failed() -> None:
         engine.contexts(2)
 
 
+def test_as_many_contexts_are_proposed_as_have_started() -> None:
+    """Not one fewer than were asked for: the third of eight fails as it warms up, so two it is."""
+    engine = make(FakeDevice(), context_bytes=0)
+    ran = engine.network.ran
+
+    class Full(list):
+        def append(self, run: tuple[int, int]) -> None:
+            if len({stream for _, stream in (*self, run)}) > 2:
+                raise EngineError("out of memory")
+            super().append(run)
+
+    engine.network.ran = Full(ran)
+    with pytest.raises(EngineError, match="context 3 of 8 does not start: out of memory.*try contexts=2$"):
+        engine.contexts(8)
+
+
 @pytest.mark.parametrize("has", ["nothing", "the input", "the network's own"])
 def test_a_context_that_does_not_come_up_keeps_nothing(has: str) -> None:
     """So the next engine that is tried in this process finds the memory free."""
