@@ -17,6 +17,8 @@ slidestream_python() {
         python="$root/.venv/bin/python"
         if ! is_ready "$1"; then set_up "$1"; fi
     fi
+    # File names are UTF-8 also where the locale is not (an old Latin-1, or LC_ALL=C with no C.UTF-8 to go to).
+    export PYTHONUTF8=1
     # The source tree is used as it lies, from any folder; PYTHONSAFEPATH keeps a slides.py of that folder out of the way.
     export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 }

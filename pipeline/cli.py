@@ -7,7 +7,9 @@ Exit codes: 0 every slide is complete, 1 some slide failed or is partial, 2 usag
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -58,13 +60,16 @@ Ctrl-C once finishes what is under way, twice stops at once.
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code."""
+    _have_standard_streams()
     words = sys.argv[1:] if arguments is None else arguments
+    if problem := _empty(words):
+        return _complain(problem, EXIT_CONFIGURATION)
     parser = _parser(words)
     args = parser.parse_args(words)
     if args.command is None:
         parser.print_help()
         return EXIT_CONFIGURATION
-    return explained(lambda: args.command(args))
+    return _flushed(explained(lambda: args.command(args)))
 
 
 def explained(command: Callable[[], int]) -> int:
@@ -76,7 +81,6 @@ def explained(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return _complain("interrupted before anything was under way", 75)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAULT
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -87,7 +91,43 @@ def explained(command: Callable[[], int]) -> int:
 
 
 def _complain(problem: str, code: int) -> int:
-    print(f"slidestream: {problem}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody hears it; the exit code still tells
+        print(f"slidestream: {problem}", file=sys.stderr)
+    return code
+
+
+def _empty(words: Sequence[str]) -> str:
+    """What is wrong with an empty word, which as a path would be the current folder; "" where there is none."""
+    for i, word in enumerate(words):
+        if not word or re.fullmatch(r"--[a-z-]+=", word):
+            before = word or (words[i - 1] if i else "slidestream")
+            return f"the argument after {before} is empty; is it a shell variable that is not set?"
+    return ""
+
+
+def _have_standard_streams() -> None:
+    """Where one was closed (`2>&-`), the next file to be opened would be it, and have what is printed written into it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, number)
+            if null > 2:
+                os.close(null)
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+
+
+def _flushed(code: int) -> int:
+    """`code`, with all that was printed where it belongs; otherwise Python would find at its end that it cannot, and leave
+    with a code of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if stream is sys.stdout:
+                code = code or _complain(f"standard output: {error.strerror}", EXIT_FAULT)
     return code
 
 
@@ -233,6 +273,8 @@ def _run(args: argparse.Namespace) -> int:
     from slides.discover import discover
 
     config = _config(args)
+    if any(path.is_dir() and args.out.exists() and path.samefile(args.out) for path in args.inputs):
+        raise ConfigError(f"--out {args.out}: is the folder of the slides; name another one, also one in it")
     found, notices = discover(args.inputs, [args.out])
     if not found:
         names = ", ".join(str(path) for path in args.inputs)
@@ -255,6 +297,8 @@ def _make_slide(args: argparse.Namespace) -> int:
         settings = from_arguments(args)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if args.file.is_dir():
+        raise ConfigError(f"{args.file}: is a folder; name the file to be made, such as {args.file / 'slide.tif'}")
     truth = make_slide(args.file, settings, percent)
     print(
         f"{args.file}: {settings.width} x {settings.height} pixels, {truth.tissue_share:.0%} tissue, "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import Config
+from pipeline.config import Config, ConfigError
 from pipeline.run import Options, run_slides
 from results.layout import output_path
 from slides.discover import Found
@@ -59,8 +59,14 @@ def accuracy(csv_file: Path, truth: Truth, tumour_class: str) -> Accuracy:
 
 
 def demo(config: Config, out: Path, progress: str) -> int:
-    """Make the slide (once), run, and tell; the exit code."""
+    """Make the slide (once), run, and tell; the exit code. ConfigError where `out` cannot be written to."""
     slide = out / "slides-in" / f"{SLIDE}.tif"
+    try:
+        slide.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--out {out}: {error.strerror} ({error.filename}); name a folder that this user may write to"
+        ) from error
     if not slide.exists():
         print(f"Making a synthetic slide of {SETTINGS.width} x {SETTINGS.height} pixels: {slide}", file=sys.stderr)
         make_slide(slide, SETTINGS, percent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -108,7 +109,8 @@ def run_slides(found: list[Found], config: Config, options: Options, notices: li
         sink.close()
     if options.progress != "silent":
         shown = [str(folder) for folder in result_folders(options.out, models)]
-        print(summary(record, shown), file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # nobody listens any more; run.json has it all
+            print(summary(record, shown), file=sys.stderr, flush=True)
     return Result(code, record)
 
 
