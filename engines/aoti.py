@@ -26,6 +26,8 @@ from engines.identity import Identity
 from engines.notices import say
 from engines.torch_source import quiet, reason
 
+OUT_OF_MEMORY = "out of memory"
+
 
 def open_aoti(
     plan: Path,
@@ -55,7 +57,14 @@ def open_aoti(
         on = Cuda(device)
     check_loadable(entry, entry.identity, flavour, on.gpu, unverified)
     batch = _batch(entry, entry.identity, classes, patch_px, max_batch)
-    network = AotiNetwork(entry, entry.identity, flavour, batch, device=device, cuda_graphs=cuda_graphs)
+    try:
+        network = AotiNetwork(entry, entry.identity, flavour, batch, device=device, cuda_graphs=cuda_graphs)
+    except EngineError as error:
+        if error.fatal or OUT_OF_MEMORY not in error.problem:
+            raise
+        needs, free = entry.record["plan"]["size"] >> 20, on.free_bytes() >> 20
+        words = f"{error}: its weights need some {needs} MiB of GPU memory, {free} MiB are free; free some"
+        raise EngineError(words) from error
     return GpuEngine(
         "aoti",
         on,
@@ -264,7 +273,7 @@ def translated(error: Exception, what: str) -> EngineError:
     if isinstance(error, EngineError):
         return error
     text = str(error)
-    if "out of memory" in text.lower():
-        return EngineError(f"{what}: out of memory")
+    if OUT_OF_MEMORY in text.lower():
+        return EngineError(f"{what}: {OUT_OF_MEMORY}")
     lost = type(error).__name__ == "AcceleratorError" or any(sign in text for sign in ("CUDA error", "CUDNN_STATUS"))
     return EngineError(f"{what}: {reason(error)}", fatal=lost)

@@ -96,7 +96,14 @@ class AotiMaker:
         """FP16 where it is right, else FP32, verified and timed; and the reasons. Raises EngineError: neither is right."""
         reasons: list[str] = []
         for precision in PRECISIONS:
-            tried = check(self.make(model, precision, batch, gpu, rebuild=rebuild), trial, gpu, opened)
+            try:
+                tried = check(self.make(model, precision, batch, gpu, rebuild=rebuild), trial, gpu, opened)
+            except (EngineError, ModelError) as error:
+                if getattr(error, "fatal", False):
+                    raise
+                reasons.append(f"{precision}: {error}")
+                self.tell(reasons[-1])
+                continue
             speed = f", {tried.speed:,.0f} patches/s" if tried.speed else ""
             reasons.append(f"{precision}: {tried.verification.show()}{speed}")
             self.tell(reasons[-1])

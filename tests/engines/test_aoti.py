@@ -257,6 +257,39 @@ def test_precision_is_chosen(models, built, tmp_path, monkeypatch):
         maker.choose(*tried, wrong, lambda e, px: opened(e, unverified=True))
 
 
+def test_a_precision_that_cannot_be_built_is_passed_over(models, built, tmp_path, monkeypatch):
+    """With its reason; a GPU that is lost is no reason to go on."""
+    maker, entry = built
+
+    def make(model, precision, *rest, **_):
+        if precision == "fp16":
+            raise failure
+        return copied(entry, tmp_path)
+
+    monkeypatch.setattr(maker, "make", make)
+    patches = realistic_patches(12, 48)
+    trial = Trial(patches, reference(models["torchscript"], patches, tmp_path), seconds=0.02)
+    tried = (models["torchscript"], BATCH, HOST, trial, lambda e, px: opened(e, unverified=True))
+    failure = ModelError("network.pt", "cannot be made an engine of fp16")
+    _, reasons = maker.choose(*tried)
+    assert reasons[0].startswith("fp16: network.pt: cannot be made") and reasons[-1] == "chosen: fp32"
+    failure = EngineError("cudaErrorIllegalAddress", fatal=True)
+    with pytest.raises(EngineError, match="IllegalAddress"):
+        maker.choose(*tried)
+
+
+def test_lack_of_memory_for_the_package_says_how_much(built, monkeypatch):
+    """What its weights need and what is free: another build would not help."""
+    maker, entry = built
+
+    def full(*_, **__):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(maker.flavour.trt._inductor, "aoti_load_package", full)
+    with pytest.raises(EngineError, match=r"out of memory: .* need some \d+ MiB of GPU memory, 8192 MiB are free"):
+        opened(entry, unverified=True)
+
+
 def test_fastest(built, tmp_path):
     """Of verified engines the fastest that is right is taken, and why is in its sidecar."""
     entry = record_verification(copied(built[1], tmp_path), HOST, {"passed": True, "patches_per_s": 5.0, "loss": 0.0})
