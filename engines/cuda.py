@@ -8,9 +8,8 @@ what was asked of it (memory that is not there) can the process go on.
 from __future__ import annotations
 
 import re
-import threading
 from collections import Counter
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -74,22 +73,21 @@ def read_gpu(device: int) -> Gpu:
 def register_early(memory: np.ndarray, device: int = 0) -> None:
     """Begins to page-lock memory in a thread, while the caller loads what it needs; `Cuda.register` then waits for the rest.
 
-    Returns at once. It makes the context of GPU `device`, or waits for the one that makes it: all threads of a process share
-    that one. Nothing is raised: `Cuda.register` tries again what failed here.
+    Returns at once. The thread makes the context of GPU `device`, or waits for who makes it: all threads of a process share
+    it. Nothing is raised: `Cuda.register` tries again what failed here.
     """
-    early = _early[memory.ctypes.data] = Future()
+    try:
+        runtime = load_runtime()  # here, so that no two threads are importing at a time
+    except EngineError:
+        return  # who opens the engine tells
 
-    def work() -> None:
-        try:
-            runtime = load_runtime()
-            (error,) = runtime.cudaSetDevice(device)
-            if error == runtime.cudaError_t.cudaSuccess:
-                error = _page_lock(runtime, memory)
-            early.set_result(error)
-        except EngineError:
-            early.set_result(None)
+    def work() -> Any:
+        (error,) = runtime.cudaSetDevice(device)
+        return _page_lock(runtime, memory) if error == runtime.cudaError_t.cudaSuccess else error
 
-    threading.Thread(target=work, name="page-lock").start()
+    pool = ThreadPoolExecutor(1, "page-lock")
+    _early[memory.ctypes.data] = pool.submit(work)
+    pool.shutdown(wait=False)
 
 
 def _page_lock(runtime: ModuleType, memory: np.ndarray) -> Any:
