@@ -32,7 +32,7 @@ class Identity:
     """sha256 of the folded graph, before any change of precision."""
     precision: str
     recipe: str
-    """How the precision was made: "", "fp16-1", or that and the quantiser's."""
+    """How the precision was made: "", "fp16-2", or that and the quantiser's."""
     calibration: str
     """sha256 of the calibration patches, empty where there are none."""
     classes: int

@@ -3,8 +3,8 @@
 TensorRT's networks are strongly typed: what the graph says is what runs. So the precision is decided here, node by node,
 and every engine sees the same decision. float32 keep: sums and powers over many values (normalisations, Softmax,
 reductions), because float16 ends at 65504; the preprocessing that engines.fold wrote, which is exact in float32 only;
-nodes whose weights float16 cannot hold; and what lies between two such nodes. Everything else becomes float16, with
-Casts where the two meet.
+nodes whose weights float16 cannot hold, with the element-wise ones that take their results, which are as large; and what
+lies between two such nodes. Everything else becomes float16, with Casts where the two meet.
 
 The operators that stay are those of NVIDIA's advice for strongly typed networks (normalisation, Softmax, reductions, Pow,
 Exp in float32). A change here is a new engines.recipe.HALF_RECIPE.
@@ -164,7 +164,8 @@ class _Conversion:
     def decide(self) -> None:
         self.dequantised = {n for node in self.graph.node if node.op_type == "DequantizeLinear" for n in node.output}
         self.weights = {tensor.name: tensor for tensor in self.graph.initializer}
-        self.full = [self._stays(node) for node in self.graph.node]
+        large = [self._is_large(node) for node in self.graph.node]
+        self.full = [is_large or self._stays(node) for is_large, node in zip(large, self.graph.node, strict=True)]
         producer = {name: i for i, node in enumerate(self.graph.node) for name in node.output if name}
         users: dict[str, list[int]] = {}
         for i, node in enumerate(self.graph.node):
@@ -182,6 +183,9 @@ class _Conversion:
                 )
             )
 
+        for i, node in enumerate(self.graph.node):  # in the order in which they compute
+            if not large[i] and node.op_type in _BETWEEN and any(large[producer.get(name, i)] for name in node.input):
+                self.full[i] = large[i] = True
         changed = True
         while changed:
             changed = False
@@ -199,8 +203,12 @@ class _Conversion:
         if node.op_type in _QUANTISATION or any(name in self.dequantised for name in node.input):
             return True
         # Made from whole numbers (positions, sizes), which float16 holds exactly only up to 2048.
-        if not any(self._floats(node.input)):
-            return True
+        return not any(self._floats(node.input))
+
+    def _is_large(self, node: onnx.NodeProto) -> bool:
+        """Whether float16 cannot hold its weights. Of the preprocessing none of that goes on: it ends with normalised pixels."""
+        if node.name.startswith(PREFIX):
+            return False
         skip = _FULL_INPUTS.get(node.op_type, ())
         return any(
             name in self.weights and not _fits(self.weights[name])

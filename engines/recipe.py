@@ -7,7 +7,7 @@ from typing import Any
 
 PRECISIONS = ("fp32", "fp16", "int8")
 # How a graph becomes float16 (engines.precision). Raise it when the same graph would be converted otherwise.
-HALF_RECIPE = "fp16-1"
+HALF_RECIPE = "fp16-2"
 
 
 @dataclass(frozen=True, slots=True)
