@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from engines import cuda
 from engines.engine import Engine, open_engine
 from engines.ensemble import Ensemble, open_models
 from engines.errors import EngineError
@@ -195,35 +193,6 @@ def test_close_closes_all() -> None:
     ensemble.contexts(2)
     ensemble.close()
     assert not device.blocks and not device.queues and not device.host
-
-
-def test_shared_memory_is_page_locked_once_for_all_engines_of_a_process() -> None:
-    """CUDA refuses the same memory twice; it is given back when the last engine is closed."""
-    calls: list[str] = []
-
-    def call(name: str):
-        def answer(*_):
-            calls.append(name)
-            return (0,)
-
-        return answer
-
-    runtime = SimpleNamespace(
-        cudaHostRegister=call("register"), cudaHostUnregister=call("unregister"), cudaHostRegisterPortable=1
-    )
-    devices = []
-    for _ in range(2):
-        device = object.__new__(cuda.Cuda)
-        device._runtime, device._good, device._lack = runtime, 0, 2
-        devices.append(device)
-    memory = np.zeros(4096, np.uint8)
-    for device in devices:
-        device.register(memory)
-    assert calls == ["register"]
-    devices[0].unregister(memory)
-    assert calls == ["register"]
-    devices[1].unregister(memory)
-    assert calls == ["register", "unregister"]
 
 
 def test_an_engine_of_no_pixels_joins_in() -> None:
