@@ -86,7 +86,7 @@ PROBED = {
     "EngineInvalidityDiagnostics", "HardwareCompatibilityLevel",
     "num_compute_capabilities", "set_compute_capability", "create_runtime_cache", "set_runtime_cache",
     "cuda_graph_strategy", "dynamic_shapes_kernel_specialization_strategy", "get_engine_validity",
-    "serialize", "deserialize",
+    "serialize", "deserialize", "create_runtime_config",
 }  # fmt: skip
 
 
