@@ -338,7 +338,7 @@ def test_no_table_is_read_outside_of_the_results(tmp_path):
 
 
 def test_ten_thousand_slides(tmp_path):
-    """A look that finds nothing new takes little: half a second of processor time for ten looks, on any machine."""
+    """A look that finds nothing new takes little beside the first: of its processor time less than a tenth."""
     write_failed("ward 0/0", "/slides/0.svs", "gone", tmp_path)
     text = (tmp_path / "slides" / "ward 0" / "0.json").read_text()
     for number in range(10_000):
@@ -348,8 +348,11 @@ def test_ten_thousand_slides(tmp_path):
     for folder in (tmp_path / "slides").iterdir():
         os.utime(folder, (time.time() - 60,) * 2)
     catalogue = Catalogue(tmp_path)
+    began = time.process_time()
     assert len(catalogue.look(0)) == 10_000
+    first = time.process_time() - began
     began = time.process_time()
     for _ in range(10):
         catalogue.look(0)
-    assert time.process_time() - began < 0.5
+    again = (time.process_time() - began) / 10
+    assert again < first / 10, (again, first)

@@ -246,7 +246,7 @@ def test_a_page_whose_loop_stands_still_is_ended():
 
     left: list[int] = []
     server = Turning()
-    thread = threading.Thread(target=watch, args=(server, 0.3, left.append))
+    thread = threading.Thread(target=watch, args=(server, 1.0, left.append))
     thread.start()
     for _ in range(5):
         server.turned_at = time.monotonic()

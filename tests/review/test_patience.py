@@ -50,7 +50,7 @@ def test_who_waits_for_a_hung_read_is_answered(hang):
     began = time.monotonic()
     for _ in range(20):
         assert refused(readers, "hung", hang).code == "storage"
-    assert time.monotonic() - began < 0.2 and threading.active_count() == threads
+    assert time.monotonic() - began < 3 and threading.active_count() == threads
     readers.close()
 
 

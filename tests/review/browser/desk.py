@@ -64,6 +64,15 @@ class Desk:
         self.until("document.querySelector('.scale-bar .zoom')?.textContent")
         self.settle_requests()
 
+    def still(self) -> None:
+        """Waits until the view has come to rest, is drawn, and stands in the address. On a slow machine that takes longer."""
+        quiet, before = 0, ""
+        while quiet < 3:
+            self.page.evaluate(_TWO_PICTURES)
+            self.page.wait_for_timeout(150)
+            quiet = quiet + 1 if self.page.url == before else 0
+            before = self.page.url
+
     def settle_requests(self) -> None:
         """Waits until the page has asked for nothing for 200 ms."""
         quiet = 0
@@ -103,6 +112,8 @@ class Desk:
         assert not KEY_SHOWN.search(shown), KEY_SHOWN.search(shown)
 
 
+# What was asked to be drawn before is drawn after this.
+_TWO_PICTURES = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 # Where a level-0 pixel is on the screen is computed here from the link in the address, not by the page's own matrix.
 _PLACE = """
 const canvas = document.querySelector(".overlay.heat");
