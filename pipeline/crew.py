@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.config import Config
@@ -33,6 +33,18 @@ def crew(config: Config, devices: Sequence[Device] = ()) -> list[Member]:
         "writer": config.writer.workers,
     }
     return [member(kind, i, devices) for kind, count in counts.items() for i in range(count)]
+
+
+def starting_order(members: Iterable[Member]) -> tuple[list[Member], list[Member]]:
+    """(those that start at once, those that need what is prepared meanwhile), each in the order of its start.
+
+    Inference on a CPU waits for the folded model. On a GPU it needs nothing, and takes the longest of all to come up: it goes
+    before the many readers, right after the first of `members`, the batcher that all others look for.
+    """
+    first, *rest = members
+    waiting = [one for one in rest if one.kind == INFERENCE and VISIBLE not in one.environment]
+    at_once = [one for one in rest if one not in waiting]
+    return [first, *sorted(at_once, key=lambda one: one.kind != INFERENCE)], waiting
 
 
 def member(kind: str, index: int, devices: Sequence[Device] = ()) -> Member:

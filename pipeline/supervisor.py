@@ -18,8 +18,8 @@ import zmq
 
 from pipeline.children import Child, Death, judge, oom_kills, spawn
 from pipeline.control import Control, Handler
-from pipeline.crew import Member
-from pipeline.dispatch.board import INFERENCE, SUPERVISOR
+from pipeline.crew import Member, starting_order
+from pipeline.dispatch.board import SUPERVISOR
 from pipeline.limits import allow_files, check_workers
 from pipeline.link import HIGH_WATER
 from pipeline.log import LogSink
@@ -123,20 +123,19 @@ class Supervisor:
     def run(self, prepare: Callable[[], None]) -> Ending:
         """Until every slide is done, or something ends the run earlier. To be called from the main thread.
 
-        `prepare` makes what the inference workers need, while the others start; what it raises ends the run.
+        `prepare` makes what inference workers on a CPU need, while the others start; what it raises ends the run.
         """
         self.watch.started_at = time.monotonic()
         self._sink.listen(self._hear)
         self._signals.catch()
         self._poller.register(self._signals.descriptor, zmq.POLLIN)
         try:
-            first = [member for member in self._roster.members.values() if member.kind != INFERENCE]
-            for member in first:
+            at_once, waiting = starting_order(self._roster.members.values())
+            for member in at_once:
                 self._start(member)
             prepare()
-            for member in self._roster.members.values():
-                if member.kind == INFERENCE:
-                    self._start(member)
+            for member in waiting:
+                self._start(member)
             while self._ending is None:
                 self._step()
             return self._finish(self._ending)

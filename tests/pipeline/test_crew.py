@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engines.gpu import Gpu
 from pipeline.config import load_config
-from pipeline.crew import VISIBLE, Member, crew, member
+from pipeline.crew import VISIBLE, Member, crew, member, starting_order
 from pipeline.gpus import Device
 from pipeline.worker import PLAN
 
@@ -30,6 +30,17 @@ def test_everybody_is_there() -> None:
 def test_on_a_cpu_nobody_is_told_where_to_run() -> None:
     """No variable, no cores."""
     assert all(not one.environment and not one.cpus for one in crew(CONFIG))
+
+
+def test_on_a_gpu_inference_starts_first_and_on_a_cpu_last() -> None:
+    """After the batcher, which all look for: a GPU's process takes longest to come up. On a CPU it waits for the model."""
+    batcher = Member("batcher", "batcher")
+    at_once, waiting = starting_order([batcher, *crew(CONFIG, [ONE, TWO])])
+    assert [one.kind for one in at_once[:7]] == ["batcher", *["inference"] * 5, "aggregator"] and waiting == []
+    assert len(at_once) == 1 + len(crew(CONFIG))
+    at_once, waiting = starting_order([batcher, *crew(CONFIG)])
+    assert [one.kind for one in waiting] == ["inference"] * 5
+    assert at_once == [batcher, *(one for one in crew(CONFIG) if one.kind != "inference")]
 
 
 def test_inference_goes_round_the_gpus() -> None:
