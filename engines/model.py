@@ -22,6 +22,9 @@ CONFIG = "config.json"
 GRAPH = "model.onnx"
 SPEC_VERSION = "1.0"
 MAX_PX = 8192
+SPACINGS = (0.01, 1000.0)  # from beyond any lens to a slide in a patch
+LARGEST = 1e6  # of mean and std: what float32 and a network can use
+MAX_CONFIG_BYTES = 16 << 20
 MAX_CLASS_NAME = 64
 CLASS_NAME_SIGNS = " _-.+()%"
 _HOW = "see docs/models.md"
@@ -134,7 +137,13 @@ def load_model(directory: str | Path) -> Model:
 
 def _read_config(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        if path.exists() and not path.is_file():  # a pipe would be waited for, a device read for ever
+            raise ModelError(path, "is not a file", _HOW)
+        with path.open("rb") as file:
+            raw = file.read(MAX_CONFIG_BYTES + 1)
+        if len(raw) > MAX_CONFIG_BYTES:
+            raise ModelError(path, f"is larger than {MAX_CONFIG_BYTES >> 20} MiB, so no model configuration")
+        return json.loads(raw)
     except FileNotFoundError as error:
         raise ModelError(path, "no such file", _HOW) from error
     except OSError as error:
@@ -143,6 +152,8 @@ def _read_config(path: Path) -> Any:
         raise ModelError(path, "is not text in UTF-8") from error
     except json.JSONDecodeError as error:
         raise ModelError(path, f"is not valid JSON: line {error.lineno}: {error.msg}") from error
+    except ValueError as error:  # a number of more than 4300 digits
+        raise ModelError(path, f"is not usable JSON: {error}") from error
     except RecursionError as error:
         raise ModelError(path, "is not a model configuration: nested too deeply") from error
 
@@ -169,8 +180,9 @@ def parse_config(raw: Any, path: Path) -> dict[str, Any]:
     count = _integer(key("num_classes"), "num_classes", path, 1, 10_000)
     patch_px = _integer(key("patch_size_pixels"), "patch_size_pixels", path, 1, MAX_PX)
     spacing = _number(key("spacing_um_px"), "spacing_um_px", path)
-    if spacing <= 0:
-        raise ModelError(path, f"spacing_um_px must be above 0 (micrometres per pixel), not {spacing:g}")
+    if not SPACINGS[0] <= spacing <= SPACINGS[1]:
+        low, high = SPACINGS
+        raise ModelError(path, f"spacing_um_px must be {low:g} to {high:g} (micrometres per pixel), not {spacing:g}")
     classes = _classes(key("class_names"), count, path)
     transform = _transform(key("transform"), path)
     return {
@@ -230,8 +242,12 @@ def _transform(value: Any, path: Path) -> Transform:
         elif name == "Normalize":
             mean = _triple(arguments["mean"], f"{where} (Normalize): mean", path)
             std = _triple(arguments["std"], f"{where} (Normalize): std", path)
-            if min(std) <= 0:
-                raise ModelError(path, f"{where} (Normalize): std must be above 0, not {list(std)}")
+            if min(std) < 1 / LARGEST:
+                raise ModelError(path, f"{where} (Normalize): std must be {1 / LARGEST:g} or more, not {list(std)}")
+            if max(map(abs, (*mean, *std))) > LARGEST:
+                raise ModelError(
+                    path, f"{where} (Normalize): mean and std must be {LARGEST:g} or less, for values from 0 to 1"
+                )
         names.append(name)
     if "ToTensor" not in names or names != [name for name in order if name in names]:
         raise ModelError(
@@ -266,9 +282,13 @@ def _integer(value: Any, what: str, path: Path, low: int, high: int) -> int:
 
 
 def _number(value: Any, what: str, path: Path) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+    except OverflowError:  # a whole number beyond what a float holds
+        number = math.inf
+    if not math.isfinite(number):
         raise ModelError(path, f"{what} must be a number, not {one_line(repr(value), 40)}")
-    return float(value)
+    return number
 
 
 def _kind(value: Any) -> str:

@@ -25,6 +25,10 @@ LEVEL_TOLERANCE = 0.02
 # One read holds 4 bytes a pixel, so this is 256 MB. Beyond, the slide lacks the level that the spacing wants.
 REGION_MAX_PIXELS = 64 << 20
 
+# Cells of a grid, each some 40 bytes where the plan is made. Of 224 px at 0.25 µm/px, a slide of 100,000 x 100,000 px has
+# 200,000, and 20 million with an overlap of nine tenths: beyond, a spacing or an overlap is mistaken.
+GRID_MAX_CELLS = 24 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class SlideInfo:
@@ -147,7 +151,8 @@ def geometry(info: SlideInfo, patch_px: int, spacing: float, overlap: float = 0.
     coarsest that is not coarser than `spacing` (within LEVEL_TOLERANCE); where even level 0 is, level 0 is enlarged.
     Every level-0 pixel lies in a patch, and every patch touches the slide.
 
-    ValueError for arguments out of range; SlideError where the slide's levels cannot serve the spacing.
+    ValueError for arguments out of range; SlideError where the slide's levels cannot serve the spacing, or the grid
+    has too many cells.
     """
     if patch_px < 1:
         raise ValueError(f"patch_px must be 1 or more, not {patch_px}")
@@ -173,6 +178,14 @@ def geometry(info: SlideInfo, patch_px: int, spacing: float, overlap: float = 0.
         resampling = "area" if min(region) >= patch_px else "bilinear"
     step_x = max(1, round(width * (1 - overlap)))
     step_y = max(1, round(height * (1 - overlap)))
+    columns, rows = _steps(info.width, width, step_x), _steps(info.height, height, step_y)
+    if columns * rows > GRID_MAX_CELLS:
+        raise SlideError(
+            info.path,
+            f"{columns} x {rows} patches, each {width} px wide on the slide and {step_x} px from the next, are too many "
+            f"({GRID_MAX_CELLS:,} at most)",
+            "check slides.mpp, tissue.overlap and the model's spacing",
+        )
     return Geometry(
         patch_px=patch_px,
         spacing=float(spacing),
@@ -184,8 +197,8 @@ def geometry(info: SlideInfo, patch_px: int, spacing: float, overlap: float = 0.
         patch_height=height,
         step_x=step_x,
         step_y=step_y,
-        columns=_steps(info.width, width, step_x),
-        rows=_steps(info.height, height, step_y),
+        columns=columns,
+        rows=rows,
     )
 
 

@@ -96,7 +96,8 @@ def tissue_fractions(mask: npt.NDArray[np.bool_], info: SlideInfo, geometry: Geo
     table = cv2.integral(np.ascontiguousarray(mask).view(np.uint8), sdepth=cv2.CV_64F)  # (h + 1, w + 1)
     across = _sums(table.T, x, geometry.patch_width, info.width).T  # (h + 1, columns)
     area = _sums(across, y, geometry.patch_height, info.height)  # (rows, columns), level-0 pixels of tissue
-    return np.round(np.clip(area / (geometry.patch_width * geometry.patch_height), 0, 1), 6)
+    area /= geometry.patch_width * geometry.patch_height  # in place, as a grid may have millions of cells
+    return np.round(np.clip(area, 0, 1, out=area), 6, out=area)
 
 
 def read_order(columns: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], grid_columns: int) -> npt.NDArray[np.int64]:

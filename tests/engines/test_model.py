@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from engines.errors import ModelError
-from engines.model import load_model, parse_config
+from engines.model import MAX_CONFIG_BYTES, load_model, parse_config
 from tests.engines.tiny import tiny_config, tiny_model
 
 WSINFER = """
@@ -77,7 +78,9 @@ BAD = [
     (_set(num_classes=True), "num_classes must be a whole number"),
     (_set(patch_size_pixels=0), "patch_size_pixels must be a whole number"),
     (_set(patch_size_pixels=224.0), "patch_size_pixels must be a whole number"),
-    (_set(spacing_um_px=0), "spacing_um_px must be above 0"),
+    (_set(spacing_um_px=0), "spacing_um_px must be 0.01 to 1000"),
+    (_set(spacing_um_px=1e-9), "spacing_um_px must be 0.01 to 1000"),
+    (_set(spacing_um_px=10**400), "spacing_um_px must be a number"),
     (_set(spacing_um_px=float("nan")), "spacing_um_px must be a number"),
     (_set(spacing_um_px="0.5"), "spacing_um_px must be a number"),
     (_set(class_names="normal"), "class_names must be a list"),
@@ -102,7 +105,8 @@ BAD = [
     (_step(0, arguments={"size": -1}), "(Resize): size must be a whole number"),
     (_step(0, arguments=[9]), "arguments must be an object"),
     (_step(2, arguments={"mean": [0.5], "std": [1, 1, 1]}), "mean must be three numbers"),
-    (_step(2, arguments={"mean": [0, 0, 0], "std": [1, 0, 1]}), "std must be above 0"),
+    (_step(2, arguments={"mean": [0, 0, 0], "std": [1, 0, 1]}), "std must be 1e-06 or more"),
+    (_step(2, arguments={"mean": [0, 0, 1e300], "std": [1, 1, 1]}), "mean and std must be 1e+06 or less"),
     (_step(2, arguments={"mean": [0, 0, "x"], "std": [1, 1, 1]}), "mean must be a number"),
 ]
 
@@ -197,5 +201,26 @@ def test_resize_goes_along_with_the_patch(tmp_path: Path, px: int, side: int) ->
 def test_a_resize_that_would_end_between_pixels_is_refused(tmp_path: Path) -> None:
     """350 to 224 px is 16 of 25: 360 px would be 230.4; the sizes that can be are told."""
     model = load_model(tiny_model(tmp_path, patch_px=350, resize=224))
-    with pytest.raises(ModelError, match="350 px to 224 x 224, and 360 px to no whole number; take a multiple of 25 px"):
+    with pytest.raises(
+        ModelError, match="350 px to 224 x 224, and 360 px to no whole number; take a multiple of 25 px"
+    ):
         model.at(360)
+
+
+@pytest.mark.parametrize(("made", "words"), [(os.mkfifo, "is not a file"), (os.mkdir, "is not a file")])
+def test_a_configuration_that_is_no_file(tmp_path: Path, made, words: str) -> None:
+    """A pipe would be waited for, without end."""
+    made(tmp_path / "config.json")
+    with pytest.raises(ModelError, match=words):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(b"[" + b" " * MAX_CONFIG_BYTES + b"]", "larger than 16 MiB"), (b"9" * 5000, "is not usable JSON: ")],
+)
+def test_a_configuration_that_is_far_too_large(tmp_path: Path, text: bytes, words: str) -> None:
+    """Read as far as the largest that there could be, and numbers as far as Python does."""
+    (tmp_path / "config.json").write_bytes(text)
+    with pytest.raises(ModelError, match=words):
+        load_model(tmp_path)

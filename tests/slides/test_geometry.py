@@ -6,7 +6,7 @@ import math
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from slides.errors import SlideError
@@ -37,8 +37,17 @@ infos = st.builds(
     mpp_y=st.one_of(st.none(), st.floats(0.1, 4)),
     downsamples=st.sampled_from([(1,), (1, 2, 4, 8), (1, 4.0003, 16.01), (1, 1.9, 3.7, 7.1, 15)]),
 )
+
+
+def made(i: SlideInfo, patch_px: int, spacing: float, overlap: float) -> tuple[SlideInfo, Geometry]:
+    try:
+        return i, geometry(i, patch_px, spacing, overlap)
+    except SlideError:  # patches of a few pixels
+        reject()
+
+
 grids = st.builds(
-    lambda i, patch_px, spacing, overlap: (i, geometry(i, patch_px, spacing, overlap)),
+    made,
     infos,
     st.integers(1, 256),
     st.floats(0.1, 1.5),
@@ -191,6 +200,13 @@ def test_a_slide_without_the_levels_for_a_coarse_model_is_refused() -> None:
     """A region of gigabytes is never asked for."""
     with pytest.raises(SlideError, match="missing levels"):
         geometry(info(downsamples=(1,)), 512, 8)
+
+
+def test_a_grid_of_far_too_many_patches_is_refused() -> None:
+    """A mistaken spacing or overlap would take gigabytes for the plan; what nine tenths of overlap make of a slide is let be."""
+    assert geometry(info(100_000, 90_000), 224, 0.25, 0.9).columns == 4537
+    with pytest.raises(SlideError, match=r"33333 x 30000 patches.*tissue\.overlap"):
+        geometry(info(100_000, 90_000, mpp=20.0), 224, 0.25)
 
 
 def test_resample_copies_what_fits() -> None:
