@@ -11,8 +11,8 @@ from review.facts import slide_key
 from tests.review.browser.conftest import BROKEN, DAMAGED, LUNG, Server
 from tests.review.browser.desk import PASSWORDS, Desk
 
+pytestmark = pytest.mark.long
 Pair = tuple[Desk, Desk]
-VERDICTS = "[...document.querySelectorAll('.thumb .verdict')].map((words) => words.innerText)"
 
 
 @pytest.fixture
@@ -28,32 +28,12 @@ def pair(acts_server: Server, fresh: str, sit: Callable[..., Desk]) -> Pair:
     return desks
 
 
-def press_on(desk: Desk, button: str) -> Callable[[], None]:
-    """Puts the pointer down on a button; gives what lifts it."""
-    box = desk.page.get_by_role("button", name=button, exact=True).bounding_box()
-    desk.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    desk.page.mouse.down()
-    return desk.page.mouse.up
-
-
 def sign_in_again(desk: Desk, user: str) -> None:
     desk.page.locator("dialog.sign-in input[name=password]").fill(PASSWORDS[user])
     desk.page.keyboard.press("Enter")
     desk.page.locator("dialog.sign-in").wait_for(state="detached")
 
 
-def test_a_click_counts_whatever_comes_between_press_and_release(pair: Pair):
-    """Accept is pressed, another's verdict arrives, the button is released: accepted."""
-    rosa, ruth = pair
-    release = press_on(rosa, "Accept")
-    ruth.page.keyboard.press("n")
-    ruth.page.keyboard.press("u")
-    rosa.until(f"{VERDICTS}[1] === 'Unsure'")
-    release()
-    rosa.until(f"{VERDICTS}[0] === 'Accepted'")
-
-
-@pytest.mark.long
 def test_a_comment_overwrites_no_other_unseen(pair: Pair):
     """What another has written meanwhile is shown beside one's own, which is saved when that is asked for, and not before."""
     rosa, ruth = pair
@@ -74,7 +54,6 @@ def test_a_comment_overwrites_no_other_unseen(pair: Pair):
     assert comments() == ["rosa's words"]
 
 
-@pytest.mark.long
 def test_a_signature_is_of_what_its_dialog_shows(pair: Pair):
     """The numbers follow another's verdict, and that they have changed is said; the dialog goes with its page."""
     rosa, ruth = pair
@@ -89,7 +68,6 @@ def test_a_signature_is_of_what_its_dialog_shows(pair: Pair):
     assert rosa.page.locator("dialog").count() == 0
 
 
-@pytest.mark.long
 def test_a_comment_half_written_is_kept_on_the_way_elsewhere(acts_server: Server, fresh: str, sit):
     """By the browser's own "back", and by the next picture."""
     desk = sit(acts_server.address)
@@ -108,7 +86,6 @@ def test_a_comment_half_written_is_kept_on_the_way_elsewhere(acts_server: Server
     assert sorted(one["comment"] for one in desk.review(fresh)["findings"]) == ["first", "second"]
 
 
-@pytest.mark.long
 def test_the_end_of_a_session_takes_neither_comment_nor_drawing(acts_server: Server, fresh: str, sit):
     """After the password both are there, and go to the server."""
     desk = sit(acts_server.address)
@@ -141,7 +118,6 @@ def test_the_end_of_a_session_takes_neither_comment_nor_drawing(acts_server: Ser
     assert found == {"region": "crushed", "drawn": ""}
 
 
-@pytest.mark.long
 def test_two_windows_of_one_person(acts_server: Server, fresh: str, sit):
     """Signing out and in again in the one does not make the other useless."""
     desk = sit(acts_server.address)
@@ -160,7 +136,6 @@ def test_two_windows_of_one_person(acts_server: Server, fresh: str, sit):
     assert not other.complaints
 
 
-@pytest.mark.long
 def test_the_worklist_is_as_it_was_left(desk: Desk):
     """Esc comes back to the list in its order, and n goes on from the slide that one comes from."""
     desk.sign_in("vera", "/#/?q=&sort=id&order=desc")
@@ -176,7 +151,6 @@ def test_the_worklist_is_as_it_was_left(desk: Desk):
     desk.until(f"document.activeElement.textContent === {json.dumps(second)}")
 
 
-@pytest.mark.long
 def test_news_do_not_overtake_a_question(desk: Desk, sit, server: Server):
     """On a slow network a filter is answered though an event comes before its answer, with the pointer on the rows."""
     desk.sign_in("vera")
@@ -196,7 +170,6 @@ def test_news_do_not_overtake_a_question(desk: Desk, sit, server: Server):
     desk.page.locator("tr", has_text=BROKEN).get_by_text("Open now by ruth").wait_for()
 
 
-@pytest.mark.long
 def test_a_link_stays_where_it_is_while_its_line_changes(desk: Desk, sit, server: Server):
     """Who opens a slide elsewhere does not take the click on its line, nor the focus."""
     desk.sign_in("vera")

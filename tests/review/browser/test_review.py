@@ -227,6 +227,25 @@ def test_the_list_of_files_stays_open_while_somebody_judges(acts_server: Server,
     assert desk.page.get_by_role("button", name="GeoJSON").is_visible()
 
 
+def test_a_click_counts_whatever_comes_between_press_and_release(acts_server: Server, fresh: str, sit):
+    """Accept is pressed, another's verdict arrives, the button is released: accepted."""
+    rosa, ruth = sit(acts_server.address), sit(acts_server.address)
+    for desk, name in ((rosa, "rosa"), (ruth, "ruth")):
+        desk.sign_in(name)
+        desk.slide(fresh)
+        desk.page.locator(".thumb").nth(1).wait_for()
+        desk.page.keyboard.press("n")
+    box = rosa.page.get_by_role("button", name="Accept", exact=True).bounding_box()
+    rosa.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    rosa.page.mouse.down()
+    ruth.page.keyboard.press("n")
+    ruth.page.keyboard.press("u")
+    rosa.page.locator(".thumb .verdict", has_text="Unsure").wait_for()
+    rosa.page.mouse.up()
+    rosa.page.locator(".thumb .verdict", has_text="Accepted").wait_for()
+    assert judged(rosa)[:2] == ["Accepted", "Unsure"]
+
+
 def saved(desk: Desk, name: str, folder: Path) -> Path:
     """The file that a button of "Save the result" gives."""
     with desk.page.expect_download() as download:
