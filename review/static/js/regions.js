@@ -21,7 +21,7 @@ export class Regions {
     this.items = [];
     this.current = null;
     this.buttons = new Map();
-    this.list = element("ol", {});
+    this.list = element("ol", { "aria-label": t("regions.strip_keys"), onkeydown: (event) => this.onArrow(event) });
     this.summary = element("p", { class: "summary", role: "status" });
     this.title = element("h2", {});
     this.facts = element("span", { class: "figures" });
@@ -76,11 +76,28 @@ export class Regions {
   choose(id, { look = true } = {}) {
     this.current = id;
     this.summary.textContent = this.tallyText();
-    for (const [key, button] of this.buttons) button.setAttribute("aria-current", String(key === id));
+    this.mark();
     this.bringInSight(this.buttons.get(id));
     this.showPanel();
     this.onItems(this.items, this.current);
     if (this.item) this.onChoose(this.item, look);
+  }
+
+  /** One stop of the Tab key for all pictures, as there may be thousands before the verdicts; the arrow keys go through them. */
+  mark() {
+    const stop = this.buttons.has(this.current) ? this.current : this.items[0]?.id;
+    for (const [key, button] of this.buttons) {
+      button.setAttribute("aria-current", String(key === this.current));
+      button.tabIndex = key === stop ? 0 : -1;
+    }
+  }
+
+  onArrow(event) {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!by || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    this.step(by);
+    this.buttons.get(this.current)?.focus({ preventScroll: true });
   }
 
   /** Within the strip only: on a small or magnified screen the slide itself would be scrolled away. */
@@ -131,7 +148,6 @@ export class Regions {
     for (const item of this.items) {
       const button = before.get(item.id) ?? this.thumbnail(item);
       this.buttons.set(item.id, button);
-      button.setAttribute("aria-current", String(item.id === this.current));
       button.className = `thumb ${item.verdict ?? "open"}`;
       refill(
         button.querySelector(".words"),
@@ -139,6 +155,7 @@ export class Regions {
         element("span", { class: "verdict" }, verdictText(item.verdict)),
       );
     }
+    this.mark();
     // What is in its place is not touched: a picture that is moved while it is pressed takes the click with it.
     arrange(this.list, [...this.buttons.values()].map((button) => button.parentElement));
     const shown = this.buttons.get(focused);

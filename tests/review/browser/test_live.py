@@ -51,8 +51,15 @@ def test_a_slide_grows_while_it_is_read(begin: Callable[[], Run], tmp_path: Path
     first = desk.page.evaluate(PENDING)
     assert desk.page.get_by_role("button", name="Sign", exact=True).is_disabled()
     desk.until(f"() => {{ const left = ({PENDING})(); return left > 0 && left < {first}; }}")
+    # Who comments on a region stays at it while it grows.
+    desk.page.locator(".thumb").first.wait_for()
+    desk.page.keyboard.press("n")
+    desk.page.keyboard.press("c")
+    desk.page.keyboard.type("grows")
     assert running.finish().code == 0
     desk.page.locator(".legend .key-pending").wait_for(state="detached")
     desk.page.locator(".side .state", has_text="Complete").wait_for()
-    desk.page.locator(".thumb").first.wait_for()
+    desk.page.locator(".thumb[aria-current=true]").wait_for()
+    desk.settle_requests()
+    assert desk.page.evaluate("document.activeElement.value") == "grows"
     desk.until("!document.querySelector('.sign-off button.main').disabled")

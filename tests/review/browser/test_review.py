@@ -71,6 +71,23 @@ def test_a_review_by_keyboard_alone(acts_server: Server, fresh: str, sit):
     desk.shows_texts()
 
 
+@pytest.mark.long
+def test_the_tab_key_passes_the_pictures_in_one_step(desk: Desk):
+    """There may be thousands of them before the verdicts; the arrow keys go through them."""
+    desk.sign_in("vera")
+    desk.slide(LUNG)
+    desk.page.locator(".thumb").nth(1).wait_for()
+    focused = "[...document.querySelectorAll('.thumb')].indexOf(document.activeElement)"
+    desk.page.locator(".thumb").first.focus()
+    desk.page.keyboard.press("ArrowRight")
+    desk.page.keyboard.press("ArrowRight")
+    assert desk.page.evaluate(focused) == 1
+    desk.page.keyboard.press("Tab")
+    assert "Previous" in desk.page.evaluate("document.activeElement.innerText")
+    desk.page.keyboard.press("Shift+Tab")
+    assert desk.page.evaluate(focused) == 1
+
+
 def test_a_glance_is_no_review(acts_server: Server, fresh: str, sit):
     """A slide is in review when somebody has had it before their eyes for twenty seconds, or acts: not when it is opened."""
     desk = sit(acts_server.address)
