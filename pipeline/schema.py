@@ -241,7 +241,9 @@ class Supervisor(Section):
     """How processes are watched and replaced. The defaults serve; a slow network share may need more patience."""
 
     beat_s: float = _key(1.0, "Each process says so often that it is well, in seconds.", ge=0.05, le=60)
-    hang_s: float = _key(30.0, "A process silent for so long is killed and replaced, in seconds.", ge=0.5, le=3600)
+    hang_s: float = _key(
+        30.0, "A process silent for so long, or whose GPU is, is ended and replaced, in seconds.", ge=0.5, le=3600
+    )
     start_s: float = _key(
         60.0, "A process that is not ready after this time is killed and replaced, in seconds.", ge=1, le=3600
     )

@@ -6,6 +6,7 @@ while a GPU computes, and a slot goes back as soon as its pixels are copied.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -36,15 +37,27 @@ class Busy:
 
     context: Context
     lease: Run
+    since: float
     returned: bool = False
 
 
 class Inference:
     """Feeds idle contexts with leases, and collects what the busy ones have finished."""
 
-    def __init__(self, link: Link, slots: SharedSlots, contexts: list[Context], engine: Engine, classes: list[int]):
-        """`classes`: how many columns each model of the run gives."""
+    def __init__(
+        self,
+        link: Link,
+        slots: SharedSlots,
+        contexts: list[Context],
+        engine: Engine,
+        classes: list[int],
+        hang_s: float = math.inf,
+    ):
+        """`classes`: how many columns each model of the run gives. `hang_s`: a batch that is not answered for so long never
+        will be.
+        """
         self._engine = engine
+        self._hang_s = hang_s
         self._classes = classes
         self._told_at = 0.0
         self._untold = False
@@ -55,7 +68,10 @@ class Inference:
         self._log = log.get_logger()
 
     def step(self, patience_s: float) -> None:
-        """Take a lease if a context is idle (waiting for one at most `patience_s`), then see to the busy ones."""
+        """Take a lease if a context is idle (waiting for one at most `patience_s`), then see to the busy ones.
+
+        Raises EngineError (fatal): the device is lost, or hangs.
+        """
         self._link.holding = any(not busy.returned for busy in self._busy)
         self._tell()
         if self._idle:
@@ -71,6 +87,9 @@ class Inference:
             self._busy[0].context.wait(WAIT_S)
             for busy in list(self._busy):
                 self._look(busy)
+        # Nobody else would see it: a process whose GPU hangs goes on beating.
+        if self._busy and time.monotonic() - self._busy[0].since > self._hang_s:
+            raise EngineError(f"a batch was not answered in {self._hang_s:g} s (supervisor.hang_s)", fatal=True)
 
     def _tell(self) -> None:
         """Telemetry now and then, and soon when the work has run out: the last word should have it all."""
@@ -85,7 +104,7 @@ class Inference:
     def _start(self, lease: Run) -> None:
         context, self._untold = self._idle.pop(), True
         context.submit(self._slots.patches(lease.slot, lease.count))
-        self._busy.append(Busy(context, lease))
+        self._busy.append(Busy(context, lease, time.monotonic()))
 
     def _look(self, busy: Busy) -> None:
         if not busy.context.done():
@@ -141,9 +160,11 @@ def work(post: Post) -> None:
     try:
         # One lease for each context, and `credit` more that wait in line so that no context waits for a message.
         link = post.connect(config["contexts"] + config["credit"] - 1, engine.describe())
-        inference = Inference(link, slots, contexts, engine, [len(model["classes"]) for model in models])
+        supervisor = post.config["supervisor"]
+        classes = [len(model["classes"]) for model in models]
+        inference = Inference(link, slots, contexts, engine, classes, supervisor["hang_s"])
         while True:
-            inference.step(post.config["supervisor"]["beat_s"])
+            inference.step(supervisor["beat_s"])
     except EngineError as error:
         log.get_logger().error("engine lost", reason=str(error))
         lost = error.fatal

@@ -115,6 +115,17 @@ def test_a_cuda_error_in_flight_costs_a_restart_and_no_patch(begin, small: Path,
 
 
 @pytest.mark.long
+def test_a_gpu_that_hangs_is_given_to_another_process(begin, small: Path, small_csv: pd.DataFrame) -> None:
+    """It answers no more, and reports no error either: after supervisor.hang_s its process ends, and the next one goes on."""
+    finished = begin(small, {**ONE, "hangs_at": 14}, sets=("supervisor.hang_s=3",)).finish()
+    assert_whole(finished, "small", small_csv)
+    (lost,) = [r for r in finished.log if r["event"] == "engine lost"]
+    assert lost["reason"] == "a batch was not answered in 3 s (supervisor.hang_s)"
+    (died,) = [r for r in finished.log if r["event"] == "process died"]
+    assert (died["worker"], died["cause"]) == ("inference-0", "exit code 70")
+
+
+@pytest.mark.long
 def test_a_gpu_that_is_lost_for_good_leaves_the_others(begin, native: Path, native_csv: pd.DataFrame) -> None:
     """Degraded, with the reason; the exit code is 0, for every patch is there."""
     sets = ("supervisor.max_failures=1",)

@@ -315,6 +315,24 @@ def test_no_step_blocks_longer_than_its_bound(stage) -> None:
     assert longest < WAIT_S + 0.25  # a quarter of a second for a machine that is busy with other things
 
 
+def test_a_gpu_that_hangs_is_a_gpu_that_is_lost(stage) -> None:
+    """A batch that is never done ends the process after a while, however many others are; one that is late does not."""
+    one = stage(2)
+    one.loop._hang_s = 0.2
+    one.lease(1, 0)
+    one.steps(2)
+    one.device.settle()
+    time.sleep(0.3)  # the process was held up, not the GPU
+    one.steps(1)
+    assert [message.lease for message in one.link.of(Inferred)] == [1]
+    one.lease(2, 0)
+    one.steps(2)
+    with pytest.raises(EngineError, match=r"not answered in 0\.2 s \(supervisor\.hang_s\)") as caught:
+        for _ in range(10_000):
+            one.loop.step(30.0)
+    assert caught.value.fatal
+
+
 def test_messages_that_are_no_lease_are_passed_over(stage) -> None:
     """Whatever else the batcher says to all."""
     one = stage(auto=True)
@@ -335,7 +353,7 @@ class Hub:
         self.socket.bind(run.hub)
         settings = {
             "run": "r", "layout": LAYOUT.to_dict(), "models": [{"classes": ["a", "b"], "patch_px": SIDE}],
-            "config": {"inference": {"contexts": 3, "credit": 2}, "supervisor": {"beat_s": 0.1}},
+            "config": {"inference": {"contexts": 3, "credit": 2}, "supervisor": {"beat_s": 0.1, "hang_s": 30.0}},
         }  # fmt: skip
         self.post = Post("inference", "inference-0", 1, run, self.stage.memory_fd, settings)
         monkeypatch.setattr(stages.inference, "open_models", opened)

@@ -5,6 +5,7 @@ FAKE_GPUS is JSON, a list of {"name", "capability", "uuid"} with any of
     free_mib        that much memory is left on it
     broken          no context can be made on it
     fatal_at        in generation 1, a network's run of that number loses the context: from then on every call fails
+    hangs_at        in generation 1, a network's run of that number never ends, nor does anything after it
 
 CUDA_VISIBLE_DEVICES is respected as CUDA does: numbers or UUIDs, up to the first that there is not.
 """
@@ -40,7 +41,7 @@ cudaHostRegisterPortable = cudaHostAllocPortable = cudaStreamNonBlocking = 1
 _GOOD = cudaError_t.cudaSuccess
 _TOTAL = 8 << 30
 _blocks: dict[int, Any] = {}
-_state = SimpleNamespace(device=0, runs=0, lost=False, handles=100)
+_state = SimpleNamespace(device=0, runs=0, lost=False, hangs=False, handles=100)
 
 
 def _gpus() -> list[dict[str, Any]]:
@@ -67,6 +68,8 @@ def ran() -> None:
     first = "--generation" in sys.orig_argv and sys.orig_argv[sys.orig_argv.index("--generation") + 1] == "1"
     if first and _state.runs == _mine().get("fatal_at"):
         _state.lost = True
+    if first and _state.runs == _mine().get("hangs_at"):
+        _state.hangs = True
 
 
 def lost() -> bool:
@@ -164,7 +167,10 @@ def cudaStreamDestroy(stream: int) -> tuple[Any, ...]:
     return _said()
 
 
-cudaStreamSynchronize = cudaStreamDestroy
+def cudaStreamSynchronize(stream: int) -> tuple[Any, ...]:
+    while _state.hangs:
+        time.sleep(1.0)
+    return _said()
 
 
 def cudaEventCreate() -> tuple[Any, ...]:
@@ -175,7 +181,8 @@ def cudaEventDestroy(event: Any) -> tuple[Any, ...]:
     return _said()
 
 
-cudaEventQuery = cudaEventDestroy
+def cudaEventQuery(event: Any) -> tuple[Any, ...]:
+    return (cudaError_t.cudaErrorNotReady,) if _state.hangs else _said()
 
 
 def cudaEventRecord(event: Any, stream: int) -> tuple[Any, ...]:
