@@ -144,7 +144,9 @@ def _message(name: str, problem: Any, layer: Layer) -> str:
     shown = json.dumps(value, ensure_ascii=False, default=str)
     shown = shown if len(shown) <= _SHOWN_CHARS else shown[: _SHOWN_CHARS - 1] + "…"
     allowed = known.allowed if known else "sections"
-    return f"{start}{name} is {shown}, but takes {allowed}"
+    # Of YAML, null (or nothing at all) is no text: an `engine:` left empty must not mean the engine of that name.
+    quoted = '; as a text, null is written "null"' if value is None and "null" in allowed.split(", ") else ""
+    return f"{start}{name} is {shown}, but takes {allowed}{quoted}"
 
 
 def _given(name: str, data: Any) -> Any:

@@ -64,6 +64,17 @@ def _most(counts: Counter[str]) -> tuple[str, int]:
     return f"{kind}.workers", counts[kind]
 
 
+def lack_for_more(workers: int, more: int, available: int = 0) -> str:
+    """What is missing for `more` processes beside `workers` that run; "" where nothing is. `available` as above."""
+    needed, free = more * IDLE_BYTES, available or available_memory()
+    if more > 0 and 0 < free < needed:
+        return f"{more} processes more need {needed // MIB} MiB before they do anything ({free // MIB} MiB are free)"
+    soft, files = resource.getrlimit(resource.RLIMIT_NOFILE)[0], OWN_FILES + FILES_PER_WORKER * (workers + more)
+    if more > 0 and resource.RLIM_INFINITY != soft < files:
+        return f"{workers + more} processes need {files} open files, and the run may have {soft} (ulimit -n)"
+    return ""
+
+
 def bound_notices(bound: Sequence[tuple[str, int]], machine: Machine) -> list[str]:
     """A line where a run may take more memory than there is; `bound` is of pipeline.sizing.memory_bound."""
     total = sum(count for _, count in bound)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MIB = 1 << 20
+NO_LIMIT = 1 << 60  # control groups of version 1 write "no limit" as a number close to 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +44,25 @@ def _physical_memory(root: Path) -> int:
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Bytes that can be used now without swapping, by the kernel's own estimate (MemAvailable), or 0 if it gives none."""
+    """Bytes that can be used now without swapping, by the kernel's own estimate (MemAvailable) and what this process's control
+    groups leave, or 0 where neither is told."""
+    free = [left for folder in _groups(root, "memory") if (left := _left(folder)) is not None]
     for line in (_read(root / "proc/meminfo") or "").splitlines():
         if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
+            free.append(int(line.split()[1]) * 1024)
+    return max(0, min(free, default=0))
+
+
+def _left(group: Path) -> int | None:
+    """What a control group's limit leaves, of version 2 or 1; None where it has none. Cached files give way, and count as free."""
+    limit = _number(_read(group / "memory.max") or _read(group / "memory.limit_in_bytes") or "")
+    used = _number(_read(group / "memory.current") or _read(group / "memory.usage_in_bytes") or "")
+    if limit is None or used is None or not 0 < limit < NO_LIMIT:
+        return None
+    values = dict(line.split(maxsplit=1) for line in (_read(group / "memory.stat") or "").splitlines() if " " in line)
+    names = ("inactive_file", "active_file")  # of a group of version 1 without those within it: those are total_...
+    cached = sum(_number(values.get(f"total_{name}", values.get(name, ""))) or 0 for name in names)
+    return limit - used + cached
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
@@ -70,7 +85,7 @@ def memory_limit(root: Path = Path("/")) -> int | None:
     limits: list[int] = []
     for folder in _groups(root, "memory"):
         value = _number(_read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes") or "")
-        if value is not None and 0 < value < 1 << 60:  # v1 writes "no limit" as a number close to 2**63
+        if value is not None and 0 < value < NO_LIMIT:
             limits.append(value)
     return min(limits, default=None)
 

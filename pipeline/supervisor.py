@@ -17,14 +17,14 @@ import structlog
 import zmq
 
 from pipeline.children import Child, Death, judge, oom_kills, spawn
-from pipeline.control import Control, Handler
+from pipeline.control import Control, Handler, Refusal
 from pipeline.crew import Member, starting_order
 from pipeline.dispatch.board import SUPERVISOR
-from pipeline.limits import allow_files, check_workers
+from pipeline.limits import allow_files, check_workers, lack_for_more
 from pipeline.link import HIGH_WATER
 from pipeline.log import LogSink
 from pipeline.memory import Layout
-from pipeline.roster import WELL_S, Roster, Suspicion
+from pipeline.roster import MOST_WORKERS, WELL_S, Roster, Suspicion
 from pipeline.rundir import RunDir
 from pipeline.signals import Signals
 from pipeline.submissions import Source, Verdict
@@ -47,6 +47,7 @@ from pipeline.worker import EXIT_CONFIGURATION, EXIT_FAULT, EXIT_INTERRUPTED
 
 BATCHER = "batcher"
 LOOP_S = 0.1
+STARTS_A_STEP = 8  # processes; questions and signals are to be answered meanwhile
 STOP_S = 10.0  # from Stop to the last process gone; writers may be syncing files
 PIPE_BYTES = 1 << 16
 GPU_START = 5  # times supervisor.start_s: an engine that comes from another machine compiles its kernels first
@@ -155,10 +156,9 @@ class Supervisor:
         self._submit()
         self._poll(LOOP_S)
         now = time.monotonic()
-        for name, at in list(self._start_at.items()):
-            if now >= at:
-                del self._start_at[name]
-                self._start(self._roster.members[name])
+        for name in [name for name, at in self._start_at.items() if now >= at][:STARTS_A_STEP]:
+            del self._start_at[name]
+            self._start(self._roster.members[name])
         self._sink.settle()
         self._find_hanging(now)
         self._answer_signals(now)
@@ -278,6 +278,9 @@ class Supervisor:
         """
         kind, wanted = question.get("stage"), question.get("workers")
         before = len(self._roster.of_kind(str(kind)))
+        possible = isinstance(wanted, int) and wanted <= MOST_WORKERS
+        if possible and (lack := lack_for_more(len(self._roster.members), wanted - before)):
+            raise Refusal(f"{kind}={wanted}: {lack}")
         leaving, joining = self._roster.scale(kind, wanted, self._children)
         for member in leaving:
             self._start_at.pop(member.name, None)
@@ -285,7 +288,7 @@ class Supervisor:
                 child.kill("")  # without a sentence: nobody's fault
         for member in joining:
             self.watch.lost.pop(member.name, None)
-            self._start(member)
+            self._start_at[member.name] = 0.0
         self._log.info("scaled", stage=kind, before=before, now=wanted)
         return {"said": f"{kind}: {before} -> {wanted} workers"}
 

@@ -81,6 +81,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--minutes {args.minutes:g}: takes {LEAST_MINUTES:g} to {MOST_MINUTES:g}")
     if args.write is not None and args.write.exists():
         raise ConfigError(f"{args.write}: is there already; name a new file, or move that one away")
+    if args.write is not None and not os.access(args.write.absolute().parent, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"--write {args.write}: cannot be made there; name a file in a folder that this user may write to"
+        )
     if args.results is not None and not args.results.is_dir():
         raise ConfigError(f"--results {args.results}: is no folder")
     given = load_config(args.config, args.set)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.limits import IDLE_BYTES, allow_files, bound_notices, check_workers
+from pipeline.limits import IDLE_BYTES, allow_files, bound_notices, check_workers, lack_for_more
 from pipeline.machine import MIB, Machine
 from pipeline.memory import Layout, MemoryLack
 
@@ -72,3 +72,11 @@ def test_a_bound_above_the_memory_is_told_with_its_largest_part():
     assert bound_notices(parts, Machine(2, 1200 * MIB)) == []
     (notice,) = bound_notices(parts, Machine(2, 1000 * MIB))
     assert "1200 MiB" in notice and "1000 MiB" in notice and "slide readers, 9: 900 MiB" in notice
+
+
+def test_more_processes_than_memory_has_room_for_are_told():
+    """What `scale` asks for while the run is under way; fewer processes are never refused."""
+    assert lack_for_more(8, 10, 10 * IDLE_BYTES) == ""
+    assert lack_for_more(8, -4, 1) == ""
+    assert "10 processes more need 200 MiB" in lack_for_more(8, 10, 10 * IDLE_BYTES - 1)
+    assert "open files" in lack_for_more(8, 10**6, 10**15)

@@ -179,6 +179,25 @@ def test_no_control_groups(tmp_path: Path):
     assert available_memory(root) == 4 * GIB
 
 
+@pytest.mark.parametrize(
+    ("group", "limit", "used", "total"),
+    [
+        ("0::/box", "memory.max", "memory.current", ""),
+        ("4:memory:/box", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    ],
+)
+def test_what_control_groups_leave_is_what_is_free(tmp_path: Path, group: str, limit: str, used: str, total: str):
+    """4 GiB are free of the machine; of the group's 2 GiB, 1.5 are used, of which 0.25 are cached files."""
+    folder = "sys/fs/cgroup/memory/box" if total else "sys/fs/cgroup/box"
+    files = {
+        "proc/self/cgroup": f"{group}\n",
+        f"{folder}/{limit}": f"{2 * GIB}\n",
+        f"{folder}/{used}": f"{3 * GIB // 2}\n",
+        f"{folder}/memory.stat": f"anon 5\n{total}inactive_file {GIB // 8}\n{total}active_file {GIB // 8}\n",
+    }
+    assert available_memory(fake_root(tmp_path, files)) == 3 * GIB // 4
+
+
 def test_this_machine():
     """The machine of the test has at least a core and some memory."""
     machine = detect()
@@ -192,7 +211,9 @@ def test_gpus_have_a_process_each_and_all_cores_read():
     assert (config.reader.workers, config.inference.workers, config.inference.threads) == (16, 2, 1)
     assert (config.batcher.batch, config.inference.contexts) == (64, 3)
     assert config.batcher.slots == 2 * (3 + config.inference.credit) + 16 * config.reader.credit + 1
-    more = resolve(load_config(None, ["inference.engine=tensorrt", "inference.per_gpu=2"]), Machine(16, 512 * GIB), gpus=2)
+    more = resolve(
+        load_config(None, ["inference.engine=tensorrt", "inference.per_gpu=2"]), Machine(16, 512 * GIB), gpus=2
+    )
     assert more.inference.workers == 4
 
 

@@ -71,6 +71,7 @@ def test_nonsense_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
     assert "--minutes 0.01: takes 0.25 to 60" in refusal(capsys, "--minutes", "0.01")
     assert "--minutes nan" in refusal(capsys, "--minutes", "nan")
     assert "is there already" in refusal(capsys, "--write", str(tmp_path / "there.yaml"))
+    assert "cannot be made there" in refusal(capsys, "--write", str(tmp_path / "nowhere" / "new.yaml"))
     assert "is no folder" in refusal(capsys, "--results", str(tmp_path / "nowhere"))
     assert "no such route" in refusal(capsys, "--route", "c", "--config", str(tmp_path / "two.yaml"))
     assert "name one with --route" in refusal(capsys, "--config", str(tmp_path / "two.yaml"))
