@@ -77,7 +77,8 @@ def explained(command: Callable[[], int]) -> int:
     try:
         return command()
     except (ConfigError, EngineError, ModelError, SlideError, MemoryLack) as error:
-        return _complain(str(error), EXIT_CONFIGURATION)
+        lost = isinstance(error, EngineError) and error.fatal  # a GPU, which is no matter of what was asked for
+        return _complain(str(error), EXIT_FAULT if lost else EXIT_CONFIGURATION)
     except KeyboardInterrupt:
         return _complain("interrupted before anything was under way", 75)
     except BrokenPipeError:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import main
+from engines.errors import EngineError
+from pipeline.cli import explained, main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,3 +75,14 @@ def test_a_demo_needs_a_folder(tmp_path: Path, capsys) -> None:
     (tmp_path / "file").touch()
     assert main(["demo", "--out", str(tmp_path / "file")]) == 2
     assert f"--out {tmp_path / 'file'}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("fatal", "code"), [(True, 70), (False, 2)])
+def test_a_gpu_that_is_lost_is_a_fault_of_the_machine(capsys, fatal: bool, code: int) -> None:
+    """An engine that does not go with what was asked for is not."""
+
+    def fails() -> int:
+        raise EngineError("cudaErrorIllegalAddress", fatal=fatal)
+
+    assert explained(fails) == code
+    assert capsys.readouterr().err == "slidestream: cudaErrorIllegalAddress\n"
