@@ -4,6 +4,17 @@ import * as api from "./api.js";
 import { t } from "./i18n.js";
 import { notice, noticeError } from "./notices.js";
 
+const AGAIN = 3;
+
+/** What an act is about, as a document has it: where that is the same in two of them, nothing is overwritten unseen. */
+const SUBJECTS = {
+  verdict: (document, { finding }) => document.findings.find(({ id }) => id === finding) ?? null,
+  comment: (document, { finding }) => document.findings.find(({ id }) => id === finding) ?? null,
+  erase: (document, { finding }) => document.findings.find(({ id }) => id === finding) ?? null,
+  settings: ({ class: name, threshold, min_um2 }) => [name, threshold, min_um2],
+  draw: () => null,
+};
+
 export class Review {
   constructor(key, document) {
     this.key = key;
@@ -48,15 +59,27 @@ export class Review {
     return done;
   }
 
-  async send(name, fields) {
+  async send(name, fields, times = AGAIN) {
+    const seen = this.document;
     try {
-      this.take(await api.act(this.key, this.document.revision, name, fields));
+      this.take(await api.act(this.key, seen.revision, name, fields));
       return true;
     } catch (error) {
+      if (times > 1 && this.elsewhere(error, seen, name, fields)) {
+        this.take(error.body.review);
+        return this.send(name, fields, times - 1);
+      }
       if (error.status === 409) await this.meanwhile(error);
       else noticeError(error);
       return false;
     }
+  }
+
+  /** Somebody else was faster, but with something else: two who judge different regions do not hinder each other. */
+  elsewhere({ code, body }, seen, name, fields) {
+    const subject = SUBJECTS[name];
+    if (code !== "conflict" || !subject || !body.review?.findings || body.review.signed) return false;
+    return JSON.stringify(subject(seen, fields)) === JSON.stringify(subject(body.review, fields));
   }
 
   /** Somebody else was faster: show what they did, and leave it to the person to do it again. */

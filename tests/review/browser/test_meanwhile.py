@@ -68,6 +68,20 @@ def test_a_signature_is_of_what_its_dialog_shows(pair: Pair):
     assert rosa.page.locator("dialog").count() == 0
 
 
+def test_two_who_judge_different_regions_do_not_hinder_each_other(pair: Pair):
+    """A verdict on one region is kept though the news of another's on the next one has not come yet."""
+    rosa, ruth = pair
+    ruth.page.route("**/api/slides/*/review", lambda route: None)
+    rosa.page.keyboard.press("a")
+    rosa.page.locator(".thumb .verdict", has_text="Accepted").wait_for()
+    ruth.page.keyboard.press("n")
+    ruth.page.keyboard.press("r")
+    rosa.page.locator(".thumb .verdict", has_text="Rejected").wait_for()
+    ruth.page.locator(".thumb .verdict", has_text="Accepted").wait_for()
+    ruth.page.unroute_all(behavior="ignoreErrors")
+    assert ruth.page.locator(".notice.error").count() == 0
+
+
 def test_a_comment_half_written_is_kept_on_the_way_elsewhere(acts_server: Server, fresh: str, sit):
     """By the browser's own "back", and by the next picture."""
     desk = sit(acts_server.address)
