@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 
 from review.facts import slide_key
 from tests.review.browser.conftest import BROKEN, DAMAGED, LUNG, Server
 from tests.review.browser.desk import PASSWORDS, Desk
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Route
 
 pytestmark = pytest.mark.long
 Pair = tuple[Desk, Desk]
@@ -198,3 +203,72 @@ def test_a_link_stays_where_it_is_while_its_line_changes(desk: Desk, sit, server
     assert link.evaluate("(link) => link === document.activeElement")
     desk.page.mouse.up()
     desk.page.locator(".side h1", has_text=LUNG).wait_for()
+
+
+CATCH_UP = "import('/static/js/live.js').then((live) => live.catchUp())"
+
+
+def test_a_slide_that_waited_and_failed_says_so(desk: Desk):
+    """The page that was opened before the slide was read does not go on promising it, and lets it be signed."""
+    desk.sign_in("rosa")
+
+    def waiting(route: Route) -> None:
+        detail = {**route.fetch().json(), "state": "waiting", "reason": None}
+        route.fulfill(json=detail)
+
+    desk.page.route(f"**/api/slides/{slide_key(BROKEN)}", waiting)
+    desk.page.get_by_role("link", name=BROKEN).click()
+    desk.page.get_by_text("This slide has not been read yet").wait_for()
+    assert desk.page.get_by_role("button", name="Sign", exact=True).is_disabled()
+    desk.page.unroute_all(behavior="wait")
+    desk.page.evaluate(CATCH_UP)
+    desk.page.get_by_text("Nothing was examined on it").wait_for()
+    desk.until("!document.querySelector('.sign-off button.main').disabled")
+
+
+def test_what_is_still_loading_is_not_said_to_be_nothing(desk: Desk):
+    """While patches and regions are on their way, and when they do not come; they are asked for again."""
+    desk.sign_in("vera")
+    held: list[Route] = []
+    desk.page.route(re.compile(r"/(heat|regions)\?"), lambda route: held.append(route))
+    desk.page.evaluate(f"location.hash = '#/slide/{slide_key(LUNG)}'")
+    desk.page.locator(".legend", has_text="What was analysed is not loaded yet").wait_for()
+    desk.page.locator(".strip", has_text="The regions are not loaded yet").wait_for()
+    desk.until("document.querySelector('.scale-bar .zoom')?.textContent")
+    while held:
+        held.pop().fulfill(status=503, json={"error": "no answer", "code": "storage"})
+    desk.page.locator(".notice.error").first.wait_for()
+    shown = desk.page.locator("main").inner_text()
+    assert "Nothing was analysed" not in shown and "found no region" not in shown
+    desk.page.unroute_all(behavior="ignoreErrors")
+    desk.page.evaluate(CATCH_UP)
+    desk.page.locator(".thumb").first.wait_for()
+    assert "not loaded yet" not in desk.page.locator("main").inner_text()
+
+
+def test_a_dialog_tells_of_a_result_that_has_changed(acts_server: Server, fresh: str, sit):
+    """A signature for a result that is not the one on the screen is refused, and the reason stands in the dialog."""
+    desk = sit(acts_server.address)
+    desk.sign_in("rosa")
+
+    def earlier(route: Route) -> None:
+        detail = route.fetch().json()
+        detail["review"]["result"] = "0" * 64
+        route.fulfill(json=detail)
+
+    desk.page.route(f"**/api/slides/{slide_key(fresh)}", earlier)
+    desk.slide(fresh)
+    # As if the slide had been analysed again while the dialog is open.
+    desk.page.route(f"**/api/slides/{slide_key(fresh)}/acts", as_earlier)
+    desk.page.keyboard.press("s")
+    box = desk.page.locator("dialog[open]")
+    box.locator("input[type=password]").fill(PASSWORDS["rosa"])
+    desk.page.unroute_all(behavior="wait")
+    box.get_by_role("button", name="Sign", exact=True).click()
+    box.get_by_text("has been analysed again meanwhile").wait_for()
+    assert desk.review(fresh)["state"] == "in_review"
+
+
+def as_earlier(route: Route) -> None:
+    """The answer to an act, from before the slide was analysed again."""
+    route.fulfill(json={**route.fetch().json(), "result": "0" * 64})
