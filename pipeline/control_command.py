@@ -15,6 +15,8 @@ from pipeline.rundir import PRIVATE
 from pipeline.service.command import add_service_options
 from pipeline.service.state import ask_service, find
 
+LEAST_EVERY_S, MOST_EVERY_S = 0.2, 3600.0
+
 _SCALE = """\
 More or fewer processes of a stage in a run, or in the service, that is under way.
 
@@ -120,6 +122,8 @@ def _is_results(path: Path) -> bool:
 def _top(args: argparse.Namespace) -> int:
     from pipeline.service.top import watch
 
+    if not LEAST_EVERY_S <= args.every <= MOST_EVERY_S:
+        raise ConfigError(f"--every {args.every:g}: takes {LEAST_EVERY_S:g} to {MOST_EVERY_S:g} seconds")
     state = None if args.out is not None else find(args.service, args.config)
 
     def look() -> dict[str, Any]:

@@ -92,8 +92,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; the exit code. ConfigError for what cannot be, RuntimeError where a run fails."""
-    if min(args.slides, args.rounds) < 1 or args.seconds <= 0:
-        raise ConfigError("--slides, --rounds and --seconds must be more than 0")
+    if not (1 <= args.slides <= 1000 and 1 <= args.rounds <= 1000 and 0 < args.seconds <= 3600):
+        raise ConfigError("--slides and --rounds must be 1 to 1000, --seconds more than 0 and at most 3600")
     before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="slidestream-bench-") as name:
         scratch = Path(name)

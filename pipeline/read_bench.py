@@ -33,6 +33,7 @@ from slides.source import Source, open_source
 # Rows that a reader process reads between two looks at the clock (stages/reader.py).
 _RUN = 8
 _ORDERS = ("tile", "random")
+MOST_PROCESSES = 1024
 _SPACINGS = {"native": 1.0, "a factor of 2": 2.0}
 
 _DIRECT = "our source, direct"
@@ -100,11 +101,14 @@ def run(args: argparse.Namespace) -> int:
         raise SlideError(args.slide, "patches, patch-px, rounds and cache-mb must be 1 or more")
     if not 0 <= args.latency_ms <= 1000:
         raise SlideError(args.slide, "latency-ms must be between 0 and 1000")
+    if not 0 <= (args.processes or 0) <= MOST_PROCESSES:
+        raise SlideError(args.slide, f"processes must be between 0 (as many as cores) and {MOST_PROCESSES}")
     cv2.setNumThreads(1)
     before = os.getloadavg()[0]
     source = open_source(args.slide, args.mpp, "auto", args.cache_mb << 20)
     info, notice = source.info, source.notice
     source.close()
+    geometry(info, args.patch_px, info.mpp_x)  # SlideError where even that cannot be
     figures: list[Figure] = []
     for name, factor in _SPACINGS.items():
         try:

@@ -33,7 +33,7 @@ def watch(look: Callable[[], dict[str, Any]], every_s: float, once: bool, stream
     with Live(console=Console(file=out, highlight=False, markup=False), auto_refresh=False, screen=True) as live:
         while True:
             live.update(panel(answer, recent), refresh=True)
-            time.sleep(max(0.2, every_s))
+            time.sleep(every_s)
             answer = look()
 
 

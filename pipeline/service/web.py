@@ -254,7 +254,7 @@ def serve(run: RunDir, settings: dict[str, Any]) -> int:
         listening = listen(http["host"], http["port"])
     except OSError as error:
         logger.critical(
-            f"service.http: {http['host']} port {http['port']}: {error.strerror or error}; name another in service.http.port"
+            f"service.http: {http['host']} port {http['port']}: {error.strerror or error}; name another in service.http.host or service.http.port"
         )
         return EXIT_CONFIGURATION
     stop = threading.Event()

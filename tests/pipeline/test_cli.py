@@ -86,3 +86,18 @@ def test_a_gpu_that_is_lost_is_a_fault_of_the_machine(capsys, fatal: bool, code:
 
     assert explained(fails) == code
     assert capsys.readouterr().err == "slidestream: cudaErrorIllegalAddress\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("top", "--every", "inf"), "--every inf: takes 0.2 to 3600"),
+        (("top", "--every", "-1"), "--every -1: takes"),
+        (("bench", "pipeline", "--seconds", "nan"), "--seconds more than 0 and at most 3600"),
+        (("bench", "pipeline", "--slides", "999999999"), "--slides and --rounds must be 1 to 1000"),
+    ],
+)
+def test_numbers_that_would_never_end(words: tuple[str, ...], said: str, capsys) -> None:
+    """Refused before anything is made or waited for."""
+    assert main(list(words)) == 2
+    assert said in capsys.readouterr().err

@@ -65,6 +65,10 @@ def test_figures_that_make_no_sense(slide: Path) -> None:
     """One line that names the option."""
     with pytest.raises(SlideError, match="must be 1 or more"):
         read_bench.run(arguments(str(slide), "--patches", "0"))
+    with pytest.raises(SlideError, match="too many to read at once"):
+        read_bench.run(arguments(str(slide), "--patch-px", "100000"))
+    with pytest.raises(SlideError, match="processes must be between 0"):
+        read_bench.run(arguments(str(slide), "--processes", "100000"))
 
 
 def test_slow_reads_are_hidden(slide: Path, capsys: pytest.CaptureFixture[str]) -> None:
