@@ -48,6 +48,7 @@ export class SignOff {
       else if (!finished) lines.push(element("p", { class: "quiet" }, t("sign.not_finished")));
     }
     refill(this.said, lines);
+    this.said.classList.toggle("whole", Boolean(signed));
     const hadFocus = [this.signButton, this.reopenButton].includes(document.activeElement);
     this.signButton.hidden = Boolean(signed);
     this.signButton.disabled = !may || !finished;
