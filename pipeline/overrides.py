@@ -12,6 +12,7 @@ import yaml
 
 MAX_FILE_BYTES = 1 << 20
 MAX_DEPTH = 16
+_SHOWN_CHARS = 60
 MAX_NODES = 20_000  # aliases can make a short file enormous
 
 _PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
@@ -30,18 +31,22 @@ class Layer:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader without dates and with 1e-3 as a number (YAML 1.1 reads it as text)."""
+    """SafeLoader without dates, and with numbers as people write them: in YAML 1.1, 1e-3 is text, 010 is 8, and 1:30 is 90."""
 
 
+_NUMBERS = {
+    "int": re.compile(r"^[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"),
+    "float": re.compile(
+        r"^(?:[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))"
+        r"|\.(?:nan|NaN|NAN))$"
+    ),
+}
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("timestamp", *_NUMBERS)]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+for _name, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", _pattern, list("-+.0123456789"))
 
 
 def read_file(path: Path) -> Layer:
@@ -99,9 +104,12 @@ class _Builder:
         if isinstance(node, yaml.SequenceNode):
             return [self.build(item, (*keys, f"[{i}]")) for i, item in enumerate(node.value)]
         try:
-            return self.loader.construct_object(node)
+            value = self.loader.construct_object(node)
         except ValueError as error:  # a tag that does not fit its text, such as `!!int a`
-            raise ConfigError(f"{self._at(node)}: {node.value!r} is not what its tag says") from error
+            raise ConfigError(f"{self._at(node)}: {node.value[:_SHOWN_CHARS]!r} is not what its tag says") from error
+        if isinstance(value, str) and not _is_text(value):
+            raise ConfigError(f"{self._at(node)}: {value[:_SHOWN_CHARS]!r} holds a character that no name may have")
+        return value
 
     def _mapping(self, node: yaml.MappingNode, keys: tuple[str, ...]) -> dict[str, Any]:
         data: dict[str, Any] = {}
@@ -118,6 +126,11 @@ class _Builder:
 
     def _at(self, node: yaml.Node) -> str:
         return f"{self.name}, line {node.start_mark.line + 1}"
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be a path or a name: no NUL, and no half characters, which stand for bytes that are not UTF-8."""
+    return "\0" not in value and not any("\ud800" <= sign <= "\udfff" for sign in value)
 
 
 def dotted_name(keys: Iterable[str | int]) -> str:
@@ -143,6 +156,8 @@ def parse_set(text: str, lists: frozenset[str] = frozenset()) -> Layer:
     if not separator or not key or not all(re.fullmatch(r"[A-Za-z0-9_\-]+", part) for part in key.split(".")):
         raise ConfigError(f"--set {text}: write it as key=value, for example --set slides.mpp=0.5")
     value = value.strip()
+    if not _is_text(value):
+        raise ConfigError(f"--set {key}: {value[:_SHOWN_CHARS]!r} is not UTF-8")
     if key in lists and not value.startswith("["):
         parsed: Any = [item.strip() for item in value.split(",") if item.strip()]
     else:

@@ -12,6 +12,7 @@ import yaml
 
 from pipeline.config import Config, ConfigError, load_config, model_directory, result_hash
 from pipeline.keys import SCHEMA_FILE, json_schema, keys, markdown_table, nearest
+from pipeline.overrides import parse_set, read_file
 
 
 def written(folder: Path, text: str) -> Path:
@@ -318,3 +319,39 @@ def test_every_key_is_described():
 def test_documentation_is_in_step(root: Path):
     """The table of docs/configuration.md is the one that the schema gives; `python -m pipeline.keys` writes it."""
     assert markdown_table() in (root / "docs/configuration.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("010", "010"), ("1:30", "1:30"), ("0b11", "0b11"), ("0", 0), ("-3", -3), ("1_000", 1000), ("0x1F", 31), ("2.50", 2.5),
+     (".5", 0.5), ("1e-3", 1e-3), ("1.5E+3", 1500.0)],
+)  # fmt: skip
+def test_numbers_are_what_people_mean(tmp_path: Path, text: str, value: object):
+    """Not octal nor in base 60, as YAML 1.1 reads 010 and 1:30: those are no numbers, and so refused where one is wanted."""
+    file = tmp_path / "a.yaml"
+    file.write_text(f"reader: {{workers: {text}}}\n")
+    assert read_file(file).data == {"reader": {"workers": value}} == parse_set(f"reader.workers={text}").data
+
+
+@pytest.mark.parametrize("text", ['"a\\0b"', '"\\ud800"', "[x, 'y', \"\\0\"]"])
+def test_text_that_can_be_no_name_is_refused(tmp_path: Path, text: str):
+    """As a path it would be a traceback, later."""
+    file = tmp_path / "a.yaml"
+    file.write_text(f"slides:\n  stage_dir: {text}\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml, line 2: .* holds a character that no name may have$"):
+        load_config(file)
+    with pytest.raises(ConfigError, match="holds a character that no name may have$"):
+        load_config(None, [f"slides.stage_dir={text}"])
+
+
+def test_bytes_that_are_no_text_are_refused():
+    """As the command line has them."""
+    with pytest.raises(ConfigError, match=r"^--set model: '/a\\udcff' is not UTF-8$"):
+        load_config(None, ["model=/a\udcff"])
+
+
+def test_null_where_the_text_null_is_meant():
+    """The engine of that name is told from a key left empty, and how to write it."""
+    with pytest.raises(ConfigError, match='as a text, null is written "null"$'):
+        load_config(None, ["inference.engine=null"])
+    assert load_config(None, ['inference.engine="null"']).inference.engine == "null"
