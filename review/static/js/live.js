@@ -3,9 +3,13 @@
 import * as api from "./api.js";
 
 const AGAIN_MS = 5000;
+// A browser has six connections to a server for all of its tabs: those that nobody sees must not hold them.
+const HIDDEN_MS = 5000;
 
 let source = null;
 let key = null;
+let wanted = false;
+let hiding = 0;
 let timer = 0;
 let connected = false;
 const listeners = new Set();
@@ -33,8 +37,10 @@ export const catchUp = () => tell({ type: "caught-up" });
 /** Connect, as one who has this slide open (null: none). */
 export function connect(slide = null) {
   if (source && key === slide && source.readyState !== EventSource.CLOSED) return;
-  disconnect();
+  close();
   key = slide;
+  wanted = true;
+  if (document.hidden) return;
   source = new EventSource(api.eventsAddress(slide));
   source.addEventListener("open", () => {
     setConnected(true);
@@ -68,7 +74,18 @@ function comeBack(slide) {
   }, AGAIN_MS);
 }
 
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(hiding);
+  if (document.hidden) hiding = setTimeout(close, HIDDEN_MS);
+  else if (wanted) connect(key);
+});
+
 export function disconnect() {
+  wanted = false;
+  close();
+}
+
+function close() {
   clearTimeout(timer);
   source?.close();
   source = null;

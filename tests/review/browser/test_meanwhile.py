@@ -155,6 +155,21 @@ def test_two_windows_of_one_person(acts_server: Server, fresh: str, sit):
     assert not other.complaints
 
 
+def test_a_tab_that_nobody_sees_holds_no_connection(desk: Desk, sit, server: Server):
+    """A browser has six to a server; on the screen again, the tab is up to date and counts as open."""
+    desk.sign_in("vera")
+    there = desk.page.locator("tr", has_text=LUNG).get_by_text("Open now by ruth")
+    other = sit(server.address)
+    other.page.clock.install()
+    other.sign_in("ruth", f"/#/slide/{slide_key(LUNG)}")
+    there.wait_for()
+    other.page.evaluate(SHOWN, False)
+    other.page.clock.run_for(6_000)
+    there.wait_for(state="detached")
+    other.page.evaluate(SHOWN, True)
+    there.wait_for()
+
+
 def test_the_worklist_is_as_it_was_left(desk: Desk):
     """Esc comes back to the list in its order, and n goes on from the slide that one comes from."""
     desk.sign_in("vera", "/#/?q=&sort=id&order=desc")
@@ -205,6 +220,9 @@ def test_a_link_stays_where_it_is_while_its_line_changes(desk: Desk, sit, server
     desk.page.locator(".side h1", has_text=LUNG).wait_for()
 
 
+# As if the tab were brought to the front, or another one over it.
+SHOWN = """(shown) => { Object.defineProperty(document, "hidden", { get: () => !shown, configurable: true });
+document.dispatchEvent(new Event("visibilitychange")); }"""
 CATCH_UP = "import('/static/js/live.js').then((live) => live.catchUp())"
 
 
