@@ -15,6 +15,7 @@ import zmq
 
 from pipeline.overrides import ConfigError
 from pipeline.rundir import PRIVATE, RunDir
+from results.layout import FORMATS, SUMMARY
 from results.write import sweep
 
 _PREFIX = "slidestream-"
@@ -53,6 +54,7 @@ def hold(out: Path, folders: Sequence[Path]) -> Iterator[Path]:
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
             sweep_last_run(private)
+            _check(out, folders)
             _sweep(folders)
         except OSError as error:
             raise ConfigError(f"--out {out}: {error.strerror}; free some space, or name another folder") from error
@@ -85,6 +87,15 @@ def run_directory(private: Path) -> Iterator[RunDir]:
         sweeper.communicate()
         shutil.rmtree(path, ignore_errors=True)
         (private / "run").unlink(missing_ok=True)
+
+
+def _check(out: Path, folders: Sequence[Path]) -> None:
+    """ConfigError where something lies in the way of the results: otherwise, each slide would fail when all its work is done."""
+    names = {name for name, _ in (SUMMARY, *FORMATS.values())}
+    for place in (*folders, *(folder / name for folder in folders for name in sorted(names))):
+        if os.path.lexists(place) and not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+            why = "cannot be written to" if place.is_dir() else "is no folder"
+            raise ConfigError(f"--out {out}: {place} {why}; move it away, or name another folder")
 
 
 def _temporary() -> str:

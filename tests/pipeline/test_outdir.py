@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from pipeline.outdir import run_directory
+from pipeline.outdir import hold, run_directory
 from pipeline.overrides import ConfigError
 
 MOST = 78  # bytes of a temporary folder's path: what a socket's may have, without /slidestream-xxxxxxxx/control
@@ -48,3 +48,19 @@ def test_a_temporary_folder_with_too_long_a_path_is_refused(
     ):
         pass
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["heatmaps", "slides", "second/masks", "second"])
+def test_what_lies_in_the_way_of_results_is_told_before_any_work(tmp_path: Path, name: str) -> None:
+    """A file where a folder of results has to be; in an empty folder, nothing is."""
+    folders = [tmp_path / "out", tmp_path / "out" / "second"]
+    with hold(tmp_path / "out", folders):
+        pass
+    place = tmp_path / "out" / name
+    place.parent.mkdir(exist_ok=True)
+    place.touch()
+    with (
+        pytest.raises(ConfigError, match=rf"^--out {tmp_path}/out: {place} is no folder; move it away"),
+        hold(tmp_path / "out", folders),
+    ):
+        pass
