@@ -147,6 +147,10 @@ def run(args: argparse.Namespace) -> int:
         subjects = [_subject(path, args, folder, number) for number, path in enumerate(args.models)]
         record = measure(subjects, plan, folder, tell=_tell, out=args.out)
     print(json.dumps(record, indent=2) if args.json else text(record))
+    rows = [row for network in record["networks"] for row in network["rows"]]
+    if not any(row["best"] for row in rows):
+        why = next((problem for row in rows for problem in row["problems"]), "no variant was asked for")
+        raise ConfigError(f"nothing could be measured here: {why}")
     return 0
 
 

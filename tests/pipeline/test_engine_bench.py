@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.inputs import tiny
 from pipeline import engine_bench
+from pipeline.cli import main
 from pipeline.config import ConfigError
 from pipeline.engine_bench import Plan, Subject, line, measure
 from pipeline.engine_variants import ON_CPU, drive
@@ -116,3 +117,22 @@ def test_drive_keeps_every_context_busy_and_counts_rows() -> None:
     assert figures["per_s"] > 0
     assert {place for context in contexts for place in context.seen} == {0, 1, 2, 3}
     assert abs(len(contexts[0].seen) - len(contexts[1].seen)) <= 1
+
+
+def test_a_benchmark_of_nothing_is_no_success(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    """Where nothing can be measured, such as without a GPU, the command says so at its end, and by its exit code."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    tiny(tmp_path / "tiny")
+    arguments = [
+        "bench",
+        "engine",
+        str(tmp_path / "tiny"),
+        "--variants",
+        "eager fp32",
+        "--batches",
+        "4",
+        "--seconds",
+        "0.1",
+    ]
+    assert main(arguments) == 2
+    assert "slidestream: nothing could be measured here: " in capsys.readouterr().err
