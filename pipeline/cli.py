@@ -84,6 +84,8 @@ def explained(command: Callable[[], int]) -> int:
     except BrokenPipeError:
         return EXIT_FAULT
     except OSError as error:
+        if not _have_folder():
+            return _complain("the current folder is gone; change to another one", EXIT_CONFIGURATION)
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or error}", EXIT_FAULT)
     except Exception as error:  # noqa: BLE001 (without this, Python would leave with 1: "a slide failed")
@@ -117,6 +119,14 @@ def _have_standard_streams() -> None:
             if null > 2:
                 os.close(null)
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+
+
+def _have_folder() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
 
 
 def _flushed(code: int) -> int:

@@ -101,3 +101,17 @@ def test_numbers_that_would_never_end(words: tuple[str, ...], said: str, capsys)
     """Refused before anything is made or waited for."""
     assert main(list(words)) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_current_folder_that_is_gone(tmp_path: Path) -> None:
+    """Told by name: the system itself says no more than that something does not exist."""
+    run = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
+    command = ["/bin/sh", "-c", run, "sh", sys.executable, "-m", "pipeline.cli", "run", "slides", "--out", "results"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (2, "slidestream: the current folder is gone; change to another one\n")
