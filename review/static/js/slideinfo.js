@@ -43,7 +43,9 @@ export class SlideInfo {
       ["column.arrived", fullTime(slide.arrived)],
       ["facts.finished", fullTime(slide.finished)],
     ];
-    refill(this.words, element("p", {}, words), reasonText(slide.reason) ? element("p", { class: "reason" }, reasonText(slide.reason)) : null);
+    const model = slide.model ?? {};
+    const remarks = [reasonText(slide.reason), model.own_patch_px && t("facts.other_size", { px: model.patch_px, own: model.own_patch_px })];
+    refill(this.words, element("p", {}, words), remarks.filter(Boolean).map((remark) => element("p", { class: "reason" }, remark)));
     const images = slide.labels ?? [];
     this.images.hidden = !images.length;
     refill(this.images, images.map((image) => element("button", { type: "button", onclick: () => this.showLabel(slide, image) }, t(`label.${image}`))));

@@ -244,6 +244,22 @@ def test_a_slide_that_waited_and_failed_says_so(desk: Desk):
     desk.until("!document.querySelector('.sign-off button.main').disabled")
 
 
+def test_a_result_at_another_patch_size_says_so(desk: Desk):
+    """Before anything else: the model was made for other patches than it was shown."""
+    desk.sign_in("vera")
+
+    def other(route: Route) -> None:
+        detail = route.fetch().json()
+        route.fulfill(json={**detail, "model": {**detail["model"], "patch_px": 320, "own_patch_px": 224}})
+
+    desk.slide(LUNG)
+    assert "was made for" not in desk.page.locator(".side").inner_text()
+    desk.page.goto("about:blank")
+    desk.page.route(f"**/api/slides/{slide_key(LUNG)}", other)
+    desk.page.goto(f"{desk.address}/#/slide/{slide_key(LUNG)}")
+    desk.page.get_by_text("Analysed in patches of 320 px; the model was made for 224 px.").wait_for()
+
+
 def test_what_is_still_loading_is_not_said_to_be_nothing(desk: Desk):
     """While patches and regions are on their way, and when they do not come; they are asked for again."""
     desk.sign_in("vera")
