@@ -84,6 +84,7 @@ def test_options_that_do_not_go_together(cache: EngineCache, tmp_path: Path, arg
 
 def test_without_a_gpu_the_reason_is_told(cache: EngineCache, tmp_path: Path, monkeypatch) -> None:
     """Such as a package that is not installed, for every backend that needs one."""
+    flavour()
 
     def lacks() -> Any:
         raise EngineError("cuda-python cannot be loaded")
