@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.schema import Config
-from pipeline.section import CHANGES_RESULTS
+from pipeline.section import AS_BEFORE, CHANGES_RESULTS
 
 SCHEMA_FILE = "configs/slidestream.schema.json"
 TABLE_START = "<!-- all keys: written by `python -m pipeline.keys` -->"
@@ -23,13 +23,14 @@ TABLE_END = "<!-- end of all keys -->"
 @dataclass(frozen=True, slots=True)
 class Key:
     """One key. `name` is dotted, with `[]` after a list of sections (service.watch[].path); `allowed` says in words what it
-    takes, `default` is JSON text, or "(needed)" where there is none."""
+    takes, `default` is JSON text, or "(needed)" where there is none; `as_before`: see pipeline.section.key."""
 
     name: str
     allowed: str
     default: str
     description: str
     changes_results: bool
+    as_before: tuple[Any, ...]
     is_list: bool
     is_section: bool
 
@@ -53,6 +54,7 @@ def _walk(schema: dict[str, Any], defs: dict[str, Any], defaults: dict[str, Any]
             default="" if section else _default(defaults[name]) if name in defaults else "(needed)",
             description=(field.get("description") or (section or {}).get("description", "")).strip(),
             changes_results=bool(field.get(CHANGES_RESULTS)),
+            as_before=tuple(field.get(AS_BEFORE, ())),
             is_list=_allowed(field).startswith("a list") if not section and not item else False,
             is_section=section is not None,
         )

@@ -165,8 +165,8 @@ class Inference(Section):
         "auto",
         "Side of the patches that models see, in pixels of their own spacing; auto: what each model was made for. At another "
         "size a network that takes it gives other results, which are marked as such.",
-        changes_results=True,
-    )
+        changes_results=True, as_before=("auto",),
+    )  # fmt: skip
     precision: Literal["auto", "fp16", "fp32", "int8"] = _key(
         "auto", "Precision of the engine on GPUs; auto: the fastest that was found right there.", changes_results=True
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -287,6 +288,20 @@ def test_result_hash_ignores_speed(text: str):
 def test_result_hash_does_not_depend_on_how_a_number_is_written():
     """1 and 1.0 are the same value."""
     assert result_hash(load_config(None, ["slides.mpp=1"])) == result_hash(load_config(None, ["slides.mpp=1.0"]))
+
+
+def test_result_hash_is_that_of_before_a_key_was_there():
+    """A key that came later leaves finished slides finished, and reviewed ones signed, for as long as nobody sets it."""
+    later = [key for key in keys().values() if key.as_before]
+    assert later and all(key.changes_results for key in later)
+    first = {
+        "slides.mpp": None, "slides.source": "auto", "slides.shrink": "exact", "slides.overview_px": 2048,
+        "tissue.method": "auto", "tissue.min_fraction": 0.1, "tissue.min_area_mm2": 0.01, "tissue.max_hole_mm2": 0.01,
+        "tissue.overlap": 0.0, "inference.engine": "onnx", "inference.precision": "auto", "results.heatmap_class": None,
+    }  # fmt: skip
+    text = json.dumps(first, sort_keys=True, separators=(",", ":"))
+    assert result_hash(Config()) == hashlib.sha256(text.encode()).hexdigest()
+    assert result_hash(load_config(None, ["inference.patch_px=96"])) != result_hash(Config())
 
 
 def test_model_directory(root: Path):
