@@ -16,12 +16,11 @@ from typing import Any
 import structlog
 import zmq
 
+from pipeline.batcher_line import BatcherLine
 from pipeline.children import Child, Death, judge, oom_kills, spawn
 from pipeline.control import Control, Handler, Refusal
 from pipeline.crew import Member, starting_order
-from pipeline.dispatch.board import SUPERVISOR
 from pipeline.limits import allow_files, check_workers, lack_for_more
-from pipeline.link import HIGH_WATER
 from pipeline.log import LogSink
 from pipeline.memory import Layout
 from pipeline.roster import MOST_WORKERS, WELL_S, Roster, Suspicion
@@ -35,13 +34,9 @@ from pipeline.wire import (
     Dead,
     Drain,
     Living,
-    Message,
-    ProtocolError,
     Report,
     SlideDone,
     Stop,
-    decode,
-    encode,
 )
 from pipeline.worker import EXIT_CONFIGURATION, EXIT_FAULT, EXIT_INTERRUPTED
 
@@ -105,11 +100,10 @@ class Supervisor:
         self._ending: Ending | None = None
         self._drain_until: float | None = None
         self._drained = False
-        self._heard_batcher = 0.0
         self._log = structlog.get_logger()
         self._zmq = zmq.Context()
-        self._hub: zmq.Socket | None = None
         self._poller = zmq.Poller()
+        self._line = BatcherLine(self._zmq, run.hub, self._poller)
         self._control = Control(self._zmq, run.control, {"scale": self.scale, **answers})
         self._poller.register(self._control.socket, zmq.POLLIN)
         self._attached: dict[int | zmq.Socket, Callable[[], None]] = {}
@@ -147,8 +141,7 @@ class Supervisor:
                 child.kill("the run is over")
                 child.process.wait()
                 self._drop(child)
-            if self._hub is not None:
-                self._hub.close(linger=0)
+            self._line.close()
             self._control.close()
             self._zmq.term()
 
@@ -182,8 +175,7 @@ class Supervisor:
                 self._read_stderr(child)
             if child.pidfd in ready or not child.running:
                 self._reap(child)
-        if self._hub is not None and self._hub in ready:
-            self._receive()
+        self._receive()
         if self._control.socket in ready:
             self._control.answer()
         for source, heard in self._attached.items():
@@ -208,25 +200,16 @@ class Supervisor:
             self._greet_batcher()
 
     def _greet_batcher(self) -> None:
-        """A new batcher: a new line to it, so that nothing meant for the old one arrives, and all that it must know."""
-        if self._hub is not None:
-            self._poller.unregister(self._hub)
-            self._hub.close(linger=0)
-        self._hub = self._zmq.socket(zmq.DEALER)
-        self._hub.setsockopt(zmq.IDENTITY, f"{SUPERVISOR}.0".encode())
-        self._hub.setsockopt(zmq.RECONNECT_IVL, 20)
-        self._hub.set_hwm(HIGH_WATER)
-        self._hub.connect(self._run_dir.hub)
-        self._poller.register(self._hub, zmq.POLLIN)
-        self._heard_batcher = time.monotonic()
+        """A new batcher: a new line to it, and all that it must know."""
+        self._line.renew()
         living = [[c.name, c.generation] for c in self._children.values() if c.kind != BATCHER]
-        self._send(Living(self._run_id, living))
+        self._line.send(Living(self._run_id, living))
         submits = self._submissions.again()
         self._amended = {s.slide: self._amended[s.slide] for s in submits if s.slide in self._amended}
         for message in (*submits, *self._amended.values()):
-            self._send(message)
+            self._line.send(message)
         if self._drain_until is not None:
-            self._send(Drain())
+            self._line.send(Drain())
 
     def _reap(self, child: Child) -> None:
         code = child.reap()
@@ -240,7 +223,7 @@ class Supervisor:
         if self._ending is not None:
             return
         if child.kind != BATCHER:
-            self._send(Dead(child.name, child.generation, death.cause, death.blame))
+            self._line.send(Dead(child.name, child.generation, death.cause, death.blame))
         if death.code in _FINAL_CODES:
             self._end(Ending(death.code, self._last_words.get(child.name, f"{child.name}: {death.cause}")))
             return
@@ -319,8 +302,8 @@ class Supervisor:
 
     def _find_hanging(self, now: float) -> None:
         batcher = self._children.get(BATCHER)
-        if batcher is not None and now - self._heard_batcher > max(self._config["hang_s"], 3 * LOOP_S):
-            batcher.kill(f"no report for {now - self._heard_batcher:.1f} s")
+        if batcher is not None and now - self._line.heard_at > max(self._config["hang_s"], 3 * LOOP_S):
+            batcher.kill(f"no report for {now - self._line.heard_at:.1f} s")
         present = self.watch.report.get("present", [])
         for child in self._children.values():
             if child.kind == BATCHER or child.joined:
@@ -331,10 +314,6 @@ class Supervisor:
                 child.kill(f"not ready after {patience:g} s (supervisor.start_s)")
 
     # ------------------------------------------------------------ messages
-
-    def _send(self, message: Message) -> None:
-        if self._hub is not None:
-            self._hub.send_multipart(encode(message), zmq.DONTWAIT)
 
     def amend(self, number: int, urgent: bool) -> bool:
         """A slide that is under way is of this class from now on; False where it is not, or is cancelled."""
@@ -355,23 +334,15 @@ class Supervisor:
         if amend.slide not in self._submissions.under_way or (before is not None and before.cancel):
             return False
         self._amended[amend.slide] = amend
-        self._send(amend)
+        self._line.send(amend)
         return True
 
     def _submit(self) -> None:
         while self._drain_until is None and (submit := self._submissions.next()) is not None:
-            self._send(submit)
+            self._line.send(submit)
 
     def _receive(self) -> None:
-        while True:
-            try:
-                message = decode(self._hub.recv_multipart(zmq.DONTWAIT))
-            except zmq.Again:
-                return
-            except ProtocolError as error:
-                self._log.error("batcher speaks nonsense", reason=str(error))
-                continue
-            self._heard_batcher = time.monotonic()
+        for message in self._line.messages():
             match message:
                 case Report():
                     self._note(message.status)
@@ -402,7 +373,7 @@ class Supervisor:
             number = signal.Signals(self._signals.came.pop(0)).name
             if self._drain_until is None:
                 self._drain_until = now + self._config["drain_s"]
-                self._send(Drain())
+                self._line.send(Drain())
                 self._log.info(f"{number}: finishing what is under way; once more stops at once")
             else:
                 self._end(Ending(EXIT_INTERRUPTED, "stopped at once; run the same command again to go on"))
@@ -411,7 +382,7 @@ class Supervisor:
 
     def _finish(self, ending: Ending) -> Ending:
         """Let everybody leave by themselves, within a bound."""
-        self._send(Stop())
+        self._line.send(Stop())
         # The batcher passes the Stop on to those it knows. One that has not joined yet would wait for it for ever, and
         # holds nothing.
         report = self.watch.report
