@@ -70,9 +70,12 @@ def test_results_are_compared_over_copies_and_cores(digest: str, words: str) -> 
         "patches/s": 9.0,
         "bottleneck": "b",
         "limit": "e",
+        "stages": {"tissue": {"cpu_s": 0.001}, "reader": {"cpu_s": 0.01}},
     }
     rows = [{**row, "cores": 8, "results": ["aa"]}, {**row, "cores": 4, "results": [digest]}]
-    assert words in whole.verdict(rows)[0]
+    first, *lines = whole.verdict(rows)
+    assert words in first
+    assert len(lines) == 2 and all(line.endswith("processor ms a patch: reader 0.500, tissue 0.050") for line in lines)
 
 
 def test_a_network_without_figures_is_said_to_have_none() -> None:
