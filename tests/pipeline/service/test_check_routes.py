@@ -89,3 +89,12 @@ def test_a_missing_engine_is_not_built_by_a_service(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump({"inference": inference, "service": {"routes": routes}}))
     found = [" ".join(line) for line in check_service(load_config(file), MACHINE, lambda _: gpu_there())]
     assert any(line.startswith("FAIL route tumour:") and "slidestream engine build" in line for line in found)
+
+
+def test_a_spool_that_cannot_take_an_event_is_told(tmp_path: Path) -> None:
+    """Else it would be a warning for each event, in the night."""
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "spool"):
+        (found,) = [line for line in lines(tmp_path, spool={"path": str(path)}) if line.startswith("FAIL")]
+        assert found.startswith(f"FAIL spool {tmp_path / 'file'} is not a folder") and "service.spool.path" in found
+    assert not any(line.startswith("FAIL") for line in lines(tmp_path, spool={"path": str(tmp_path / "spool")}))
