@@ -175,9 +175,11 @@ class Show:
 
     def worklist(self, request: Request, identity: Identity) -> Response:
         wanted = Wanted(request)
+        entries = self._reading.catalogue.look()
+        # After the look: a slide that comes with its review, as when its share is back, is not new.
         reviews, present = self._page.log.reviews(), self._page.live.all_present()
         rows = []
-        for entry in self._reading.catalogue.look().values():
+        for entry in entries.values():
             review = reviews.get(entry.key)
             if wanted.fits(entry, review.state if review else "new", review.reviewer if review else None):
                 rows.append((entry, review))

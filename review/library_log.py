@@ -79,6 +79,7 @@ class LibraryLog:
 
     def reviews(self) -> Mapping[str, Review]:
         """See `Reviews`. Of a log that cannot be asked now: as it was last."""
+        self._library.look()  # a slide that nobody has looked for yet has no key, and would seem not to be reviewed
         found: dict[str, Review] = {}
         for number, kept in enumerate(self._kept):
             with contextlib.suppress(AuditError):  # acts are refused with the reason; the list is shown

@@ -126,6 +126,16 @@ def test_reviews_lie_beside_their_own_results(folders):
     assert LibraryLog(only, [Place(folders[1])]).review(slide_key("S1")).reviewer == "rosa"
 
 
+def test_the_first_answer_of_a_new_process_has_every_review(folders):
+    """Before anybody has asked for the slides themselves: what is signed must not seem new for a moment."""
+    both = LibraryLog(library(folders), [Place(folder) for folder in folders])
+    both.add(slide_key("grading/S1"), "rosa", "open", None, lambda review: {})
+    both.close()
+    again = LibraryLog(library(folders), [Place(folder) for folder in folders])
+    assert {key: review.reviewer for key, review in again.reviews().items()} == {slide_key("grading/S1"): "rosa"}
+    again.close()
+
+
 def test_nothing_is_written_below_a_mount_point(folders):
     """Where the share of the results is not mounted, acts are refused; the other folder's are kept."""
     log = LibraryLog(library(folders), [Place(folders[0], require_mount=True), Place(folders[1])])
