@@ -110,7 +110,8 @@ class AotiNetwork:
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         # The loader unpacks the package where TMPDIR says and leaves that behind when the process is killed; Inductor keeps
-        # its own folder, which it would make where Python found its temporary one. Once all kernels have run nothing of it is read any more, so it is gone before work begins.
+        # its own folder, which it would make where Python found its temporary one. Once all kernels have run nothing of it
+        # is read any more, so it is gone before work begins.
         self._unpacked = tempfile.TemporaryDirectory(prefix="slidestream-", ignore_cleanup_errors=True)
         try:
             with quiet(), _temporary(self._unpacked.name):

@@ -27,8 +27,6 @@ class BatcherLine:
 
     def renew(self) -> None:
         """To a batcher that is being started."""
-        if self._socket is not None:
-            self._poller.unregister(self._socket)
         self.close()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, f"{SUPERVISOR}.0".encode())
@@ -58,5 +56,6 @@ class BatcherLine:
 
     def close(self) -> None:
         if self._socket is not None:
+            self._poller.unregister(self._socket)
             self._socket.close(linger=0)
             self._socket = None

@@ -23,6 +23,7 @@ from pipeline.config import Config, ConfigError, memory_bound, resolve
 from pipeline.gpus import ON_GPUS, Placement
 from pipeline.machine import MIB, Machine, available_memory, detect
 from pipeline.models import load_models, prove_size, size_notices
+from pipeline.outdir import unwritable
 from pipeline.placement import place_all
 from pipeline.sizing import (
     SLIDE_PATCHES,
@@ -277,9 +278,8 @@ def check_shared_memory() -> Finding:
 
 def check_out(out: Path) -> Iterator[Finding]:
     """Whether results can be written to `out`, or to the nearest folder above it that exists."""
-    folder = next((place for place in (out.absolute(), *out.absolute().parents) if place.exists()), Path("/"))
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        why = "is not a folder" if not folder.is_dir() else "cannot be written to"
+    folder, why = unwritable(out)
+    if why:
         yield Finding("FAIL", "results", f"{folder} {why}; give another --out")
         return
     free = shutil.disk_usage(folder).free

@@ -70,8 +70,11 @@ def model_directory(config: Config) -> Path:
 
 def result_hash(config: Config) -> str:
     """A hash over exactly the values that results depend on: a slide finished under another hash must be done again."""
-    values = {key.name: _get(config, key.name) for key in keys().values() if key.changes_results}
-    values = {name: value for name, value in values.items() if value not in keys()[name].as_before}
+    values = {
+        key.name: value
+        for key in keys().values()
+        if key.changes_results and (value := _get(config, key.name)) not in key.as_before
+    }
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -76,7 +76,7 @@ def create(layout: Layout) -> int:
 
 def _check(layout: Layout) -> None:
     """MemoryLack where it cannot be had: the kernel would rather kill a process, perhaps this one, than refuse it."""
-    free = min(available_memory() or layout.total_bytes, detect().memory_bytes)
+    free = available_memory() or detect().memory_bytes
     if layout.total_bytes > free:
         raise _lack(layout, f"{free >> 20} MiB are free")
 

@@ -89,6 +89,14 @@ def run_directory(private: Path) -> Iterator[RunDir]:
         (private / "run").unlink(missing_ok=True)
 
 
+def unwritable(path: Path) -> tuple[Path, str]:
+    """The folder, or the nearest above it that is there, and why nothing can be made in it; "" where it can. Changes nothing."""
+    folder = next((place for place in (path.absolute(), *path.absolute().parents) if place.exists()), Path("/"))
+    if not folder.is_dir():
+        return folder, "is not a folder"
+    return folder, "" if os.access(folder, os.W_OK | os.X_OK) else "cannot be written to by this user"
+
+
 def _check(out: Path, folders: Sequence[Path]) -> None:
     """ConfigError where something lies in the way of the results: otherwise, each slide would fail when all its work is done."""
     names = {name for name, _ in (SUMMARY, *FORMATS.values())}

@@ -13,6 +13,7 @@ from engines.probe import Probe
 from pipeline.config import Config, ConfigError, memory_bound, resolve
 from pipeline.machine import MIB, Machine
 from pipeline.models import load_models, prove_size, size_notices, sizes
+from pipeline.outdir import unwritable
 from pipeline.placement import place_all
 from pipeline.service.config import Route, WatchFolder
 from pipeline.service.lane import check_hashes
@@ -48,8 +49,9 @@ def check_service(config: Config, machine: Machine, probe: Callable[[tuple[str, 
     if service.webhook.url is not None and secret is not None and not os.access(secret, os.R_OK):
         yield "FAIL", "webhook", f"{secret}: cannot be read; the service's user needs it (service.webhook.secret_file)"
     spool = service.spool.path
-    if spool is not None and (why := _unwritable(Path(spool))):
-        yield "FAIL", "spool", f"{why}; no event can be put into {spool} (service.spool.path)"
+    place, why = (None, "") if spool is None else unwritable(Path(spool))
+    if why:
+        yield "FAIL", "spool", f"{place} {why}; no event can be put into {spool} (service.spool.path)"
 
 
 def _route(
@@ -78,23 +80,11 @@ def _results(route: Route) -> Iterator[Found]:
     if route.require_mount and not mounted(os.fsencode(route.out)):
         yield "FAIL", "route", f"{route.name}: {route.out}: nothing is mounted there; mount the share of the results"
         return
-    if why := _unwritable(Path(route.out)):
-        yield "FAIL", "route", f"{route.name}: {why}; results cannot be written to {route.out}"
-    elif shutil.disk_usage(folder := _nearest(Path(route.out))).free < 1 << 30:
+    folder, why = unwritable(Path(route.out))
+    if why:
+        yield "FAIL", "route", f"{route.name}: {folder} {why}; results cannot be written to {route.out}"
+    elif shutil.disk_usage(folder).free < 1 << 30:
         yield "warn", "route", f"{route.name}: less than 1 GiB is free in {folder}"
-
-
-def _nearest(path: Path) -> Path:
-    """The path, or what is there of those above it."""
-    return next(place for place in (path, *path.parents) if place.exists())
-
-
-def _unwritable(path: Path) -> str:
-    """Why a folder could not be made there or written to, or nothing."""
-    folder = _nearest(path)
-    if not folder.is_dir():
-        return f"{folder} is not a folder"
-    return "" if os.access(folder, os.W_OK | os.X_OK) else f"{folder} cannot be written to by this user"
 
 
 def _watched(folder: WatchFolder) -> Found:

@@ -6,11 +6,13 @@ import { notice, noticeError } from "./notices.js";
 
 const AGAIN = 3;
 
+const theFinding = (document, { finding }) => document.findings.find(({ id }) => id === finding) ?? null;
+
 /** What an act is about, as a document has it: where that is the same in two of them, nothing is overwritten unseen. */
 const SUBJECTS = {
-  verdict: (document, { finding }) => document.findings.find(({ id }) => id === finding) ?? null,
-  comment: (document, { finding }) => document.findings.find(({ id }) => id === finding) ?? null,
-  erase: (document, { finding }) => document.findings.find(({ id }) => id === finding) ?? null,
+  verdict: theFinding,
+  comment: theFinding,
+  erase: theFinding,
   settings: ({ class: name, threshold, min_um2 }) => [name, threshold, min_um2],
   draw: () => null,
 };

@@ -53,6 +53,12 @@ class Desk:
         self.page.locator("dialog.sign-in button.main").click()
         self.page.locator("header .who", has_text=user).wait_for()
 
+    def sign_in_again(self, user: str) -> None:
+        """The password, in the dialog that has come over the page."""
+        self.page.locator("dialog.sign-in input[name=password]").fill(PASSWORDS[user])
+        self.page.keyboard.press("Enter")
+        self.page.locator("dialog.sign-in").wait_for(state="detached")
+
     def slide(self, name: str) -> None:
         """Opens a slide by its address, and waits until picture, patches and regions are there."""
         self.page.evaluate("key => { location.hash = `#/slide/${key}` }", slide_key(name))

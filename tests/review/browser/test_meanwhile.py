@@ -33,12 +33,6 @@ def pair(acts_server: Server, fresh: str, sit: Callable[..., Desk]) -> Pair:
     return desks
 
 
-def sign_in_again(desk: Desk, user: str) -> None:
-    desk.page.locator("dialog.sign-in input[name=password]").fill(PASSWORDS[user])
-    desk.page.keyboard.press("Enter")
-    desk.page.locator("dialog.sign-in").wait_for(state="detached")
-
-
 def test_a_comment_overwrites_no_other_unseen(pair: Pair):
     """What another has written meanwhile is shown beside one's own, which is saved when that is asked for, and not before."""
     rosa, ruth = pair
@@ -117,7 +111,7 @@ def test_the_end_of_a_session_takes_neither_comment_nor_drawing(acts_server: Ser
     desk.page.context.clear_cookies()
     desk.page.keyboard.press("Control+Enter")
     desk.page.get_by_text("Your session has ended").wait_for()
-    sign_in_again(desk, "rosa")
+    desk.sign_in_again("rosa")
     assert desk.page.locator(".comment textarea").input_value() == "crushed"
     desk.page.locator(".comment textarea").focus()
     desk.page.keyboard.press("Control+Enter")
@@ -129,7 +123,7 @@ def test_the_end_of_a_session_takes_neither_comment_nor_drawing(acts_server: Ser
     desk.page.context.clear_cookies()
     desk.page.keyboard.press("Enter")
     desk.page.get_by_text("Your session has ended").wait_for()
-    sign_in_again(desk, "rosa")
+    desk.sign_in_again("rosa")
     desk.page.get_by_text("This outline is not saved yet").wait_for()
     desk.page.keyboard.press("Enter")
     desk.page.locator(".thumb", has_text="drawn").wait_for()
@@ -147,7 +141,7 @@ def test_two_windows_of_one_person(acts_server: Server, fresh: str, sit):
     other.open()
     other.page.get_by_role("button", name="Sign out").click()
     other.page.locator("dialog.sign-in input[name=user]").fill("rosa")
-    sign_in_again(other, "rosa")
+    other.sign_in_again("rosa")
     desk.page.bring_to_front()
     desk.page.keyboard.press("n")
     desk.page.keyboard.press("a")

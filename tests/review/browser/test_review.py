@@ -362,9 +362,7 @@ def test_a_session_that_ends_loses_nothing_on_the_page(acts_server: Server, fres
     desk.page.context.clear_cookies()
     desk.page.keyboard.press("a")
     desk.page.get_by_text("Your session has ended").wait_for()
-    desk.page.locator("dialog.sign-in input[name=password]").fill(PASSWORDS["rosa"])
-    desk.page.keyboard.press("Enter")
-    desk.page.locator("dialog.sign-in").wait_for(state="detached")
+    desk.sign_in_again("rosa")
     desk.settled()
     desk.page.locator(".thumb").first.wait_for()
     assert desk.verdicts(fresh) == {}
