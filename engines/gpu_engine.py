@@ -265,10 +265,14 @@ class GpuContext:
 
     def wait(self, seconds: float) -> bool:
         limit = time.monotonic() + seconds
+        pause = POLL_S
         while not self.done():
             if not self._rows or time.monotonic() >= limit:
                 return False
-            time.sleep(POLL_S)
+            time.sleep(pause)
+            # A batch takes milliseconds and the next ones are queued behind it: looking less often costs no throughput,
+            # and where cores are few each look takes time from the readers. A single patch is still seen at once.
+            pause = min(2 * pause, 8 * POLL_S)
         return True
 
     def result(self) -> np.ndarray:
