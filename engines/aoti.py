@@ -114,8 +114,11 @@ class AotiNetwork:
         # is read any more, so it is gone before work begins.
         self._unpacked = tempfile.TemporaryDirectory(prefix="slidestream-", ignore_cleanup_errors=True)
         try:
-            with quiet(), _temporary(self._unpacked.name):
+            with ExitStack() as stack:
+                stack.enter_context(quiet())
+                stack.enter_context(_temporary(self._unpacked.name))
                 if self.on_gpu:
+                    stack.enter_context(unprobed(torch))
                     torch.cuda.set_device(device)
                 package = Path(self._unpacked.name) / "network.pt2"  # the loader wants that suffix
                 package.symlink_to(entry.plan.resolve())
@@ -176,6 +179,22 @@ class AotiNetwork:
         for side in shape:
             count *= side
         return torch.frombuffer((ctypes.c_uint8 * count).from_address(address), dtype=dtype).reshape(shape)
+
+
+@contextmanager
+def unprobed(torch: Any) -> Iterator[None]:
+    """While the block runs, PyTorch does not ask which vector instructions this processor has.
+
+    It asks to compare them with those of the machine that built the package, whose C++ only launches kernels. For each kind
+    of instructions it compiles a file and starts a Python that imports PyTorch; with a cache folder that is new each time that
+    took longer than a process may take to start (supervisor.start_s), on every start.
+    """
+    config = torch._inductor.config
+    if not hasattr(config.cpp, "vec_isa_ok"):
+        yield
+        return
+    with config.patch({"cpp.vec_isa_ok": False}):
+        yield
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,7 +18,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed (the extra
 logging.getLogger("torch.__trace").setLevel(logging.CRITICAL)
 
 from engines import aoti_build, aoti_graph
-from engines.aoti import AotiNetwork, open_aoti, translated
+from engines.aoti import AotiNetwork, open_aoti, translated, unprobed
 from engines.aoti_build import HOST, AotiMaker, pytorch_source
 from engines.aoti_flavour import load_aoti
 from engines.backend import fastest
@@ -326,7 +328,28 @@ def test_nothing_is_left_in_the_temporary_folder(built, tmp_path, monkeypatch):
     engine.close()
 
 
+def test_a_package_for_a_gpu_is_loaded_without_trying_out_the_processor():
+    """Else each start of a process compiles a file and imports PyTorch anew for each kind of vector instructions."""
+    script = """if True:
+        import torch
+        from torch._inductor import codecache, cpu_vec_isa
+        from engines.aoti import unprobed
+
+        cpu_vec_isa.VecISA.check_build = lambda isa, code: print("tried") or True
+        with unprobed(torch):
+            assert "AOTI_CPU_ISA" in codecache.get_device_information("cpu")
+        print("as it is otherwise:")
+        cpu_vec_isa.valid_vec_isa_list.cache_clear()
+        codecache.get_device_information("cpu")
+    """
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split("\n")
+    if "tried" not in told:
+        pytest.skip("PyTorch tries out nothing on this processor")
+    assert told[0] == "as it is otherwise:"
+
+
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that PyTorch can use")
 def test_on_a_gpu(models, tmp_path):
     """On a GPU: FP16, built and verified, two contexts with a CUDA graph each, batches of any size, right answers."""
     from engines.cuda import Cuda
