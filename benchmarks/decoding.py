@@ -62,7 +62,8 @@ def together(slide: Path, cores: list[int], seconds: float) -> tuple[float, floa
     rates = multiprocessing.Queue()
     ready = multiprocessing.Barrier(len(cores))
     workers = [
-        multiprocessing.Process(target=_decode, args=(slide, core, seconds, ready, rates), daemon=True) for core in cores
+        multiprocessing.Process(target=_decode, args=(slide, core, seconds, ready, rates), daemon=True)
+        for core in cores
     ]
     for worker in workers:
         worker.start()

@@ -16,6 +16,7 @@ from benchmarks.decodes import Sharing, count, planned
 from benchmarks.inputs import tiny
 from benchmarks.memory import split
 from results.layout import FORMATS
+from slides.synthetic import SyntheticSlide, make_slide
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,6 +30,30 @@ def test_table_aligns_numbers() -> None:
         "long name  12,345",
         "none            -",
     ]
+
+
+def test_decoding_alone_is_counted_for_each_number_of_processes(tmp_path: Path) -> None:
+    """One row for each number that there are cores for; a patch of 224 px is 0.77 tiles of 256."""
+    slide = tmp_path / "slide.tif"
+    make_slide(slide, SyntheticSlide(1024, 1024, tissue=1.0, tile=256))
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.decoding",
+        "--slide",
+        str(slide),
+        "--processes",
+        "1",
+        "4096",
+        "--seconds",
+        "0.1",
+    ]
+    done = subprocess.run([*command, "--json"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    record = json.loads(done.stdout)
+    (row,) = record["rows"]
+    assert row["processes"] == 1 and row["tiles/s"] > 0
+    assert row["patches/s"] / row["tiles/s"] == pytest.approx(256**2 / 224**2, rel=0.01)
+    assert record["figures"]["tile"] == [256, 256]
 
 
 def test_mind_deals_out_every_batch() -> None:

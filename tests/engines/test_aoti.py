@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed (the extra
 logging.getLogger("torch.__trace").setLevel(logging.CRITICAL)
 
 from engines import aoti_build, aoti_graph
-from engines.aoti import AotiNetwork, open_aoti, translated, unprobed
+from engines.aoti import AotiNetwork, open_aoti, translated
 from engines.aoti_build import HOST, AotiMaker, pytorch_source
 from engines.aoti_flavour import load_aoti
 from engines.backend import fastest
