@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from engines.aoti_flavour import FLAVOUR as AOTI
 from engines.backend import open_plan
 from engines.cache import Entry
 from engines.calibration import WANTED, Patches, join
@@ -17,6 +18,7 @@ from engines.check import prepare
 from engines.choose import Trial
 from engines.engine import Engine, open_engine
 from engines.errors import EngineError
+from engines.fresh import prove
 from engines.model import Model
 from engines.verify import run
 from pipeline.config import Config
@@ -91,10 +93,11 @@ def opened(entry: Entry, patch_px: int) -> Engine:
     """An engine that may not have been verified, on the first GPU. Raises EngineError. See engines.choose.Opener."""
     if entry.identity is None:
         raise EngineError(f"{entry.plan}: {entry.problem}; build it again")
-    return open_plan(
-        entry.plan,
-        classes=entry.identity.classes,
-        patch_px=patch_px,
-        max_batch=max((p["maximum"] for p in entry.identity.profiles if p["patch_px"] == patch_px), default=1),
-        unverified=True,
-    )
+    shape = {
+        "classes": entry.identity.classes,
+        "patch_px": patch_px,
+        "max_batch": max((p["maximum"] for p in entry.identity.profiles if p["patch_px"] == patch_px), default=1),
+    }
+    if entry.identity.backend == AOTI:  # PyTorch has much to load, and has it where it built the package
+        prove(entry.plan, **shape)
+    return open_plan(entry.plan, **shape, unverified=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,15 @@ import onnx
 import pytest
 from PIL import Image
 
+from engines.aoti_flavour import FLAVOUR as AOTI
+from engines.cache import EngineCache
+from engines.errors import EngineError
 from engines.model import load_model
+from pipeline import engine_trial
 from pipeline.config import load_config
 from pipeline.engine_trial import TrialMaker
 from tests.engines import tiny
+from tests.engines.test_cache import BUILT, GPU, make_identity
 from tests.engines.tiny import tiny_model
 from tests.pipeline.test_engine_build import parsed
 
@@ -36,3 +42,22 @@ def test_a_trial_at_every_patch_size(tmp_path: Path, data_dir: Path) -> None:
         assert trial.patches.shape == (14, side, side, 3) and trial.bound == 0.01
         assert trial.labels.tolist() == [-1] * 12 + [0, 1]
         np.testing.assert_allclose(trial.reference, tiny.expected(trial.patches), atol=1e-5)
+
+
+def test_a_package_that_no_new_process_can_run_is_not_tried(tmp_path: Path, monkeypatch) -> None:
+    """The building process has loaded what a run has not; TensorRT's engines come up alike in both."""
+    asked: list[Path] = []
+
+    def prove(plan: Path, **shape: int) -> None:
+        asked.append(plan)
+        raise EngineError(f"{plan}: is not ready")
+
+    monkeypatch.setattr(engine_trial, "prove", prove)
+    monkeypatch.setattr(engine_trial, "open_plan", lambda plan, **options: plan)
+    cache = EngineCache(tmp_path)
+    package = cache.put("model", replace(make_identity(), flavour=AOTI), BUILT, GPU)
+    with pytest.raises(EngineError, match="is not ready"):
+        engine_trial.opened(package, 224)
+    plan = cache.put("model", make_identity(), BUILT, GPU)
+    assert engine_trial.opened(plan, 224) == plan.plan
+    assert asked == [package.plan]

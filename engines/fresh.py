@@ -1,0 +1,59 @@
+"""Whether an engine comes up in a process of its own, as a run will open it.
+
+    python -m engines.fresh PLAN CLASSES PATCH_PX BATCH
+
+Who has built an engine has loaded, tried out and cached what a new process has not: there it may take longer than a run waits.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from engines.errors import EngineError, one_line
+from engines.python_path import python_path
+
+LIMIT_S = 60.0  # as supervisor.start_s
+
+
+def prove(plan: Path, *, classes: int, patch_px: int, max_batch: int, limit_s: float = LIMIT_S) -> None:
+    """Opens the engine in a new process, on the first GPU, and runs a batch. Raises EngineError where that fails, or takes
+    longer than `limit_s`.
+    """
+    command = [sys.executable, "-m", "engines.fresh", str(plan), str(classes), str(patch_px), str(max_batch)]
+    environment = {**os.environ, "PYTHONPATH": python_path()}
+    try:
+        done = subprocess.run(
+            command, env=environment, timeout=limit_s, capture_output=True, text=True, errors="replace", check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(
+            f"{plan}: is not ready {limit_s:g} s after a new process began to load it, which is longer than a run waits"
+        ) from error
+    if done.returncode:
+        last = next(reversed(done.stderr.strip().splitlines()), f"code {done.returncode}")
+        raise EngineError(f"{plan}: a new process cannot run it: {one_line(last, 300)}")
+
+
+def _run(plan: Path, classes: int, patch_px: int, batch: int) -> None:
+    from engines.backend import open_plan
+
+    engine = open_plan(plan, classes=classes, patch_px=patch_px, max_batch=batch, unverified=True)
+    try:
+        context = engine.contexts(1)[0]
+        context.submit(np.zeros((batch, patch_px, patch_px, 3), np.uint8))
+        context.result()
+    finally:
+        engine.close()
+
+
+if __name__ == "__main__":
+    try:
+        _run(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    except EngineError as problem:
+        print(problem, file=sys.stderr)
+        sys.exit(1)

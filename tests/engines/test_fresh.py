@@ -1,0 +1,26 @@
+"""engines.fresh: an engine that does not come up in a new process is not found right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engines.errors import EngineError
+from engines.fresh import prove
+
+SHAPE = {"classes": 2, "patch_px": 64, "max_batch": 4}
+
+
+def test_the_new_processs_own_words_are_told(tmp_path: Path) -> None:
+    """One line, and which engine."""
+    plan = tmp_path / "none.engine"
+    with pytest.raises(EngineError, match=r"none\.engine: a new process cannot run it: .*none\.engine") as told:
+        prove(plan, **SHAPE)
+    assert "\n" not in str(told.value)
+
+
+def test_one_that_takes_longer_than_a_run_waits_is_refused(tmp_path: Path) -> None:
+    """Whatever it would have come to."""
+    with pytest.raises(EngineError, match=r"not ready 0\.01 s after a new process began to load it"):
+        prove(tmp_path / "slow.engine", **SHAPE, limit_s=0.01)
