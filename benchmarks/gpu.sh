@@ -7,8 +7,9 @@
 # smoke     the tests for GPUs, then a little of everything                 12 minutes
 # bits      the same bits over contexts, rows, batches, load, processes     3 minutes
 # engines   every engine and precision beside PyTorch                       8 minutes
-# stage     the inference stage against the bare loop; kill -9              8 minutes
-# whole     from disk to disk, on 16, 8 and 4 cores                         7 minutes
+# stage     the inference stage against the bare loop; kill -9              5 minutes
+# aoti      AOTInductor: its tests, stage, disk to disk, torch.compile      9 minutes
+# whole     from disk to disk, on 16, 8 and 4 cores                         8 minutes
 # trained   FP16 and INT8 on a trained DenseNet-121 (WHEEL, LABELLED)       4 minutes
 #
 # Networks, engines and slides are made in FOLDER (default: /tmp/slidestream-gpu; 20 GB) and kept for the next part.
@@ -17,7 +18,7 @@
 # LABELLED a folder with the folders `tumour` and `other` of pictures.
 set -u -o pipefail
 cd "$(dirname "$0")/.." || exit
-part=${1:?smoke, bits, engines, stage, whole or trained}
+part=${1:?smoke, bits, engines, stage, aoti, whole or trained}
 folder=${2:-/tmp/slidestream-gpu}
 out=${OUT:-.}
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
@@ -54,14 +55,19 @@ case $part in
     bench 120 benchmarks.gpu_stage --networks vit_b_16 --batches 64 128 --contexts 1 2 3 --seconds 1.5 --folder "$folder" --out "$out/stage-vit.json"
     bench 80 benchmarks.gpu_stage --networks resnet50 vit_b_16 --batches 64 --processes 2 --contexts 1 2 --seconds 1.5 --folder "$folder" --out "$out/stage-two.json"
     bench 90 benchmarks.recovery --network resnet50 --kills 3 --folder "$folder" --out "$out/recovery.json"
-    bench 300 benchmarks.gpu_stage --networks resnet50 --engine aoti --batches 128 --contexts 2 3 --seconds 1.5 --folder "$folder" --out "$out/stage-aoti.json"
     ;;
   whole)
-    bench 200 benchmarks.whole --networks resnet50 --folder "$folder" --out "$out/whole-resnet50.json"
-    bench 230 benchmarks.whole --networks vit_b_16 --large-count 2 --folder "$folder" --out "$out/whole-vit.json"
-    bench 120 benchmarks.whole --networks resnet50 --engine aoti --batch 128 --cores 16 --no-loader --folder "$folder" --out "$out/whole-aoti.json"
+    bench 220 benchmarks.whole --networks resnet50 --set tissue.workers=2 --set writer.workers=2 --folder "$folder" --out "$out/whole-resnet50.json"
+    bench 230 benchmarks.whole --networks vit_b_16 --large-count 2 --no-loader --set tissue.workers=2 --folder "$folder" --out "$out/whole-vit.json"
     bench 60 benchmarks.memory --slide "$folder/large/13x12.tif" --slide "$folder/small/3x3.tif" --model "$folder/resnet50" \
       --set inference.engine=tensorrt --set inference.engines="$folder/engines-64" --set batcher.batch=64 --json
+    ;;
+  aoti)
+    bench 200 pytest -q -x -m gpu tests/gpu -k aoti
+    bench 150 benchmarks.gpu_stage --networks resnet50 --engine aoti --batches 128 --contexts 2 3 --seconds 1.5 --folder "$folder" --out "$out/stage-aoti.json"
+    bench 120 benchmarks.whole --networks resnet50 --engine aoti --batch 128 --cores 16 --no-loader --folder "$folder" --out "$out/whole-aoti.json"
+    bench 240 benchmarks.engines --networks resnet50 vit_b_16 --variants "compile fp16" "aoti fp16" --batches 128 --compiled-batches 128 \
+      --contexts 3 --seconds 0.4 --folder "$folder" --out "$out/engines-aoti.json"
     ;;
   trained)
     bench 90 benchmarks.trained "${WHEEL:?}" "$folder/trained"
