@@ -7,9 +7,9 @@
 # smoke     the tests for GPUs, then a little of everything                 12 minutes
 # bits      the same bits over contexts, rows, batches, load, processes     3 minutes
 # engines   every engine and precision beside PyTorch                       8 minutes
-# stage     the inference stage against the bare loop; kill -9              5 minutes
-# aoti      AOTInductor: its tests, stage, disk to disk, torch.compile      9 minutes
-# whole     from disk to disk, on 16, 8 and 4 cores                         8 minutes
+# stage     the inference stage against the bare loop; kill -9              8 minutes at most
+# aoti      AOTInductor: its tests, stage, disk to disk, torch.compile      12 minutes at most, not run yet
+# whole     from disk to disk, on 16, 8 and 4 cores                         9 minutes at most
 # trained   FP16 and INT8 on a trained DenseNet-121 (WHEEL, LABELLED)       4 minutes
 #
 # Networks, engines and slides are made in FOLDER (default: /tmp/slidestream-gpu; 20 GB) and kept for the next part.

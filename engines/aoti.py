@@ -186,8 +186,8 @@ def unprobed(torch: Any) -> Iterator[None]:
     """While the block runs, PyTorch does not ask which vector instructions this processor has.
 
     It asks to compare them with those of the machine that built the package, whose C++ only launches kernels. For each kind
-    of instructions it compiles a file and starts a Python that imports PyTorch; with a cache folder that is new each time that
-    took longer than a process may take to start (supervisor.start_s), on every start.
+    of instructions it compiles a file and starts a Python that imports PyTorch; with a cache folder that is new each time, that
+    is done on every start, and may take longer than a process may (supervisor.start_s).
     """
     config = torch._inductor.config
     if not hasattr(config.cpp, "vec_isa_ok"):

@@ -8,8 +8,10 @@ Who has built an engine has loaded, tried out and cached what a new process has 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +27,18 @@ def prove(plan: Path, *, classes: int, patch_px: int, max_batch: int, limit_s: f
     longer than `limit_s`.
     """
     command = [sys.executable, "-m", "engines.fresh", str(plan), str(classes), str(patch_px), str(max_batch)]
-    environment = {**os.environ, "PYTHONPATH": python_path()}
-    try:
-        done = subprocess.run(
-            command, env=environment, timeout=limit_s, capture_output=True, text=True, errors="replace", check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise EngineError(
-            f"{plan}: is not ready {limit_s:g} s after a new process began to load it, which is longer than a run waits"
-        ) from error
+    # A folder of its own: what is ended in the middle leaves in it what it had unpacked.
+    with tempfile.TemporaryDirectory(prefix="slidestream-", ignore_cleanup_errors=True) as folder:
+        environment = {**os.environ, "PYTHONPATH": python_path(), "TMPDIR": folder}
+        try:
+            done = subprocess.run(
+                command, env=environment, timeout=limit_s, capture_output=True, text=True, errors="replace", check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise EngineError(
+                f"{plan}: is not ready {limit_s:g} s after a new process began to load it, and a run waits no longer; use "
+                "another backend"
+            ) from error
     if done.returncode:
         last = next(reversed(done.stderr.strip().splitlines()), f"code {done.returncode}")
         raise EngineError(f"{plan}: a new process cannot run it: {one_line(last, 300)}")
@@ -52,6 +57,7 @@ def _run(plan: Path, classes: int, patch_px: int, batch: int) -> None:
 
 
 if __name__ == "__main__":
+    signal.alarm(round(LIMIT_S) + 5)  # also where nobody is left to end us
     try:
         _run(Path(sys.argv[1]), *map(int, sys.argv[2:]))
     except EngineError as problem:

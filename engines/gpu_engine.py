@@ -271,7 +271,7 @@ class GpuContext:
                 return False
             time.sleep(pause)
             # A batch takes milliseconds and the next ones are queued behind it: looking less often costs no throughput,
-            # and where cores are few each look takes time from the readers. A single patch is still seen at once.
+            # and where cores are few each look takes time from the readers. A batch alone is seen 8 POLL_S late at most.
             pause = min(2 * pause, 8 * POLL_S)
         return True
 

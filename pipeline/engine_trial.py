@@ -18,10 +18,11 @@ from engines.check import prepare
 from engines.choose import Trial
 from engines.engine import Engine, open_engine
 from engines.errors import EngineError
-from engines.fresh import prove
+from engines.fresh import LIMIT_S, prove
 from engines.model import Model
 from engines.verify import run
 from pipeline.config import Config
+from pipeline.engine_options import tell
 from pipeline.labelled import read_labelled
 from pipeline.sample import sample
 
@@ -99,5 +100,6 @@ def opened(entry: Entry, patch_px: int) -> Engine:
         "max_batch": max((p["maximum"] for p in entry.identity.profiles if p["patch_px"] == patch_px), default=1),
     }
     if entry.identity.backend == AOTI:  # PyTorch has much to load, and has it where it built the package
+        tell(f"{entry.plan.name}: a new process runs a batch, in {LIMIT_S:g} s at most")
         prove(entry.plan, **shape)
     return open_plan(entry.plan, **shape, unverified=True)

@@ -20,7 +20,9 @@ def test_the_new_processs_own_words_are_told(tmp_path: Path) -> None:
     assert "\n" not in str(told.value)
 
 
-def test_one_that_takes_longer_than_a_run_waits_is_refused(tmp_path: Path) -> None:
-    """Whatever it would have come to."""
+def test_one_that_takes_longer_than_a_run_waits_is_refused(tmp_path: Path, monkeypatch) -> None:
+    """Whatever it would have come to; it leaves nothing in the temporary folder."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(EngineError, match=r"not ready 0\.01 s after a new process began to load it"):
         prove(tmp_path / "slow.engine", **SHAPE, limit_s=0.01)
+    assert not list(tmp_path.iterdir())
