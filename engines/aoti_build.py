@@ -23,6 +23,7 @@ from engines.build import Built
 from engines.cache import EngineCache, Entry, record_choice
 from engines.census import check_census
 from engines.choose import Opener, Trial, check
+from engines.cxx import found_by, shared_libstdcxx
 from engines.errors import EngineError, ModelError
 from engines.gpu import Gpu
 from engines.identity import Identity
@@ -31,7 +32,7 @@ from engines.recipe import Profile
 from engines.torch_source import SOURCES, find_source, kind_of, quiet, reason
 
 # How a network becomes a program. Raise it when the same network would be compiled otherwise.
-RECIPE = "aoti-1"
+RECIPE = "aoti-2"
 PRECISIONS = ("fp16", "fp32")
 # For a GPU PyTorch would first try out the processor's vector instructions, each with a compilation and a PyTorch of its own,
 # and compile headers ahead that the one file of C++ then reads once. That file only launches kernels, so it is not optimised.
@@ -41,6 +42,7 @@ _FOR_GPUS = {
     "aot_inductor.precompile_headers": False,
     "aot_inductor.compile_wrapper_opt_level": "O0",
 }
+_LIBRARIES = "aot_inductor.custom_op_libs"  # linked before the compiler's own
 _EVERY_S = 10.0  # a word while it compiles
 HOST = Gpu(name="CPU", compute_capability=platform.machine())
 """What a package for the CPU is for. They are built in tests alone; runs on a CPU use ONNX Runtime."""
@@ -139,11 +141,24 @@ class AotiMaker:
 
     def configuration(self, device: str) -> dict[str, Any]:
         """Inductor's, as far as this PyTorch has it."""
+        inductor = self.flavour.trt._inductor
         chosen: dict[str, Any] = {"max_autotune": True} if self.autotune else {}
         if device == "cuda":
-            known = self.flavour.trt._inductor.config
-            chosen |= {name: value for name, value in _FOR_GPUS.items() if _has(known, name)}
+            chosen |= {name: value for name, value in _FOR_GPUS.items() if _has(inductor.config, name)}
+        if _has(inductor.config, _LIBRARIES):
+            libraries = shared_libstdcxx(found_by(compiler()))
+            chosen |= {_LIBRARIES: libraries} if libraries else {}
         return chosen
+
+
+def compiler() -> str:
+    """The C++ compiler that PyTorch will take. Raises EngineError where there is none."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        return get_cpp_compiler()
+    except Exception as error:  # PyTorch raises whatever its parts raise
+        raise EngineError(f"AOTInductor needs a C++ compiler: {reason(error)}; install g++, or set CXX to one") from error
 
 
 def _has(config: Any, name: str) -> bool:

@@ -39,6 +39,9 @@ def prove(plan: Path, *, classes: int, patch_px: int, max_batch: int, limit_s: f
                 f"{plan}: is not ready {limit_s:g} s after a new process began to load it, and a run waits no longer; use "
                 "another backend"
             ) from error
+    if done.returncode < 0:
+        killed = signal.strsignal(-done.returncode) or f"signal {-done.returncode}"
+        raise EngineError(f"{plan}: a new process that runs it dies ({killed.lower()}); use another backend")
     if done.returncode:
         last = next(reversed(done.stderr.strip().splitlines()), f"code {done.returncode}")
         raise EngineError(f"{plan}: a new process cannot run it: {one_line(last, 300)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from engines.backend import fastest
 from engines.cache import EngineCache, read_entry, record_verification
 from engines.check import prepare
 from engines.choose import Trial, check
+from engines.cxx import found_by
 from engines.errors import EngineError, ModelError
 from engines.import_model import import_model, realistic_patches
 from engines.model import load_model
@@ -173,6 +175,43 @@ def test_what_is_asked_of_the_compiler_for_a_gpu(built):
         pass
     assert not aoti_build._has(torch._inductor.config, "cpp.no_such_key")
     assert AotiMaker(maker.cache, autotune=True).configuration("cuda")["max_autotune"] is True
+
+
+def test_a_compiler_without_the_shared_libstdcxx(models, tmp_path, monkeypatch):
+    """The package shares the process's C++ library nevertheless, so that a new process can load it; and it gives its answers."""
+    real = shutil.which("g++") or pytest.skip("there is no g++")
+    archive = Path(found_by(real)("libstdc++.a"))
+    if not archive.is_absolute():
+        pytest.skip("there is no libstdc++.a")
+    only = tmp_path / "only"
+    only.mkdir()
+    (only / archive.name).symlink_to(archive)
+    compiler = tmp_path / "g++"
+    compiler.write_text(
+        f"#!/bin/sh\ncase \"$*\" in -print-file-name=libstdc++.so) echo libstdc++.so; exit;; esac\nexec {real} \"$@\" -L{only}\n"
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # nothing that another compiler linked
+    maker = AotiMaker(EngineCache(tmp_path / "engines"))
+    with torch._inductor.config.patch({"cpp.cxx": (None, str(compiler))}):
+        entry = maker.make(models["torchscript"], "fp32", BATCH, HOST)
+    code = (
+        "import sys, torch; network = torch._inductor.aoti_load_package(sys.argv[1], run_single_threaded=True); "
+        f"print(network(torch.zeros({BATCH}, 48, 48, 3, dtype=torch.uint8)).shape)"
+    )
+    package = tmp_path / "network.pt2"
+    package.symlink_to(entry.plan)
+    done = subprocess.run([sys.executable, "-c", code, package], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"torch.Size([{BATCH}, 2])"
+
+
+def test_without_a_compiler_a_build_says_so(models, tmp_path):
+    """In one line, with what to do."""
+    maker = AotiMaker(EngineCache(tmp_path))
+    with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        with pytest.raises(EngineError, match="needs a C\\+\\+ compiler: .*install g"):
+            maker.make(models["torchscript"], "fp32", BATCH, HOST)
 
 
 def test_a_long_build_is_not_silent(monkeypatch):

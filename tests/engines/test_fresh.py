@@ -26,3 +26,13 @@ def test_one_that_takes_longer_than_a_run_waits_is_refused(tmp_path: Path, monke
     with pytest.raises(EngineError, match=r"not ready 0\.01 s after a new process began to load it"):
         prove(tmp_path / "slow.engine", **SHAPE, limit_s=0.01)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_dies_is_told_with_its_signal(tmp_path: Path, monkeypatch) -> None:
+    """It has no last words."""
+    dying = tmp_path / "python"
+    dying.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    dying.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(dying))
+    with pytest.raises(EngineError, match=r"some\.engine: a new process that runs it dies \(segmentation fault\)"):
+        prove(tmp_path / "some.engine", **SHAPE)
