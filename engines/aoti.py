@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from engines.aoti_flavour import load_aoti
+from engines.aoti_flavour import ARCHIVE, load_aoti
 from engines.cache import Entry, check_loadable, read_entry
 from engines.device import Device, Execution
 from engines.errors import EngineError
@@ -27,6 +28,8 @@ from engines.notices import say
 from engines.torch_source import quiet, reason
 
 OUT_OF_MEMORY = "out of memory"
+MAPS = Path("/proc/self/maps")
+_MODEL = "model"  # that of Inductor, where there is one
 
 
 def open_aoti(
@@ -109,27 +112,28 @@ class AotiNetwork:
         # How cuDNN and cuBLAS compute, for the whole process; the package leaves it to them. Shapes never change.
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        # The loader unpacks the package where TMPDIR says and leaves that behind when the process is killed; Inductor keeps
-        # its own folder, which it would make where Python found its temporary one. Once all kernels have run nothing of it
-        # is read any more, so it is gone before work begins.
-        self._unpacked = tempfile.TemporaryDirectory(prefix="slidestream-", ignore_cleanup_errors=True)
+        # The loader unpacks the package where TMPDIR says, or in /tmp, by PyTorch's version, and leaves that behind when the
+        # process is killed. Once all kernels have run nothing of it is read any more, so it is gone before work begins.
+        self._folder = tempfile.TemporaryDirectory(prefix="slidestream-", ignore_cleanup_errors=True)
+        self._unpacked: set[Path] = set()
         try:
             with ExitStack() as stack:
                 stack.enter_context(quiet())
-                stack.enter_context(_temporary(self._unpacked.name))
+                stack.enter_context(_temporary(self._folder.name))
                 if self.on_gpu:
-                    stack.enter_context(unprobed(torch))
                     torch.cuda.set_device(device)
-                package = Path(self._unpacked.name) / "network.pt2"  # the loader wants that suffix
+                package = Path(self._folder.name) / f"{ARCHIVE}.pt2"  # the loader wants that suffix
                 package.symlink_to(entry.plan.resolve())
-                # Without its own locks and events, which would be queried while a graph is captured: each process runs
-                # its contexts in one thread.
-                index = device if self.on_gpu else -1
-                self.model: Any = torch._inductor.aoti_load_package(
-                    str(package), run_single_threaded=True, device_index=index
+                others = unpacked(MAPS.read_text())
+                # PyTorch's own loader, not aoti_load_package around it, which imports its whole compiler (seconds of each
+                # start) and tries out what this processor can (a minute, for a package that only launches kernels). Single-
+                # threaded: without its own locks and events, which would be queried while a graph is captured.
+                self._loader: Any = torch._C._aoti.AOTIModelPackageLoader(
+                    str(package), _MODEL, True, 1, device if self.on_gpu else -1
                 )
+                self._unpacked = unpacked(MAPS.read_text()) - others
         except Exception as error:  # PyTorch raises whatever its parts raise
-            self._unpacked.cleanup()
+            self._folder.cleanup()
             raise translated(error, f"{entry.plan}: cannot be loaded") from error
 
     def describe(self) -> dict[str, Any]:
@@ -160,13 +164,19 @@ class AotiNetwork:
     def execution(self, source: int, target: int, stream: int) -> Execution:
         return _Execution(self, source, target, stream)
 
+    def run(self, patches: Any) -> Any:
+        """uint8 (batch, px, px, 3) to probabilities float32 (batch, classes), on the current stream."""
+        return self._loader.boxed_run([patches])[0]
+
     def warmed(self) -> None:
         """Removes what the loader unpacked."""
-        self._unpacked.cleanup()
+        for folder in self._unpacked:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._folder.cleanup()
 
     def close(self) -> None:
-        self.model = None
-        self._unpacked.cleanup()
+        self._loader = None
+        self.warmed()
         self.trim()
 
     def view(self, address: int, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -181,36 +191,24 @@ class AotiNetwork:
         return torch.frombuffer((ctypes.c_uint8 * count).from_address(address), dtype=dtype).reshape(shape)
 
 
-@contextmanager
-def unprobed(torch: Any) -> Iterator[None]:
-    """While the block runs, PyTorch does not ask which vector instructions this processor has.
-
-    It asks to compare them with those of the machine that built the package, whose C++ only launches kernels. For each kind
-    of instructions it compiles a file and starts a Python that imports PyTorch; with a cache folder that is new each time, that
-    is done on every start, and may take longer than a process may (supervisor.start_s).
-    """
-    config = torch._inductor.config
-    if not hasattr(config.cpp, "vec_isa_ok"):
-        yield
-        return
-    with config.patch({"cpp.vec_isa_ok": False}):
-        yield
+def unpacked(maps: str) -> set[Path]:
+    """Folders that loaders have unpacked packages into, by a process's memory map (proc(5)): their compiled code is mapped."""
+    inside = f"/{ARCHIVE}/data/aotinductor/"
+    return {Path("/" + line.partition(" /")[2].partition(inside)[0]) for line in maps.splitlines() if inside in line}
 
 
 @contextmanager
 def _temporary(folder: str) -> Iterator[None]:
-    """TMPDIR, and Inductor's own folder, are `folder` while the block runs."""
-    names = ("TMPDIR", "TORCHINDUCTOR_CACHE_DIR")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, folder))
+    """TMPDIR is `folder` while the block runs."""
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = folder
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        if before is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = before
 
 
 class _Memory:
@@ -269,7 +267,7 @@ class _Execution:
         network.took(network.reserved() - before)
 
     def _run(self) -> None:
-        self._answer.copy_(self._network.model(self._patches))
+        self._answer.copy_(self._network.run(self._patches))
 
     def _capture(self) -> None:
         network, torch = self._network, self._network.torch

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from engines.aoti_flavour import load_aoti
+from engines.aoti_flavour import ARCHIVE, load_aoti
 from engines.build import Built
 from engines.cache import EngineCache, Entry, record_choice
 from engines.census import check_census
@@ -125,7 +125,7 @@ class AotiMaker:
         check_census(census, resizing, precision)
         configuration = self.configuration(device)
         with tempfile.TemporaryDirectory(prefix="slidestream-") as folder:
-            path = Path(folder) / "network.pt2"
+            path = Path(folder) / f"{ARCHIVE}.pt2"
             try:
                 with _patience(self.tell, "compiling"), quiet(), torch.no_grad():
                     torch._inductor.aoti_compile_and_package(

@@ -7,6 +7,8 @@ from engines.flavour import Flavour
 from engines.torch_source import load_torch
 
 FLAVOUR = "aoti"
+ARCHIVE = "network"
+"""In a package all files are in a folder with the name that the package had when it was made."""
 INSTALL = "install slidestream[aoti]"
 
 
@@ -16,6 +18,7 @@ def load_aoti() -> Flavour:
         torch = load_torch()
     except ImportError as error:
         raise EngineError(f"backend aoti wants PyTorch: {INSTALL}") from error
-    if not hasattr(torch._inductor, "aoti_load_package"):
-        raise EngineError(f"backend aoti wants PyTorch 2.6 or later, here is {torch.__version__}")
+    # torch._inductor itself would import PyTorch's whole compiler, which a run has no use for.
+    if not hasattr(getattr(torch._C, "_aoti", None), "AOTIModelPackageLoader"):
+        raise EngineError(f"backend aoti wants PyTorch 2.8 or later, here is {torch.__version__}")
     return Flavour(FLAVOUR, str(torch.__version__), torch)

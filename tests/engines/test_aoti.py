@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed (the extra
 logging.getLogger("torch.__trace").setLevel(logging.CRITICAL)
 
 from engines import aoti_build, aoti_graph
-from engines.aoti import AotiNetwork, open_aoti, translated
+from engines.aoti import MAPS, AotiNetwork, open_aoti, translated, unpacked
 from engines.aoti_build import HOST, AotiMaker, pytorch_source
 from engines.aoti_flavour import load_aoti
 from engines.backend import fastest
@@ -209,9 +209,9 @@ def test_a_compiler_without_the_shared_libstdcxx(models, tmp_path, monkeypatch):
 def test_without_a_compiler_a_build_says_so(models, tmp_path):
     """In one line, with what to do."""
     maker = AotiMaker(EngineCache(tmp_path))
-    with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}):
-        with pytest.raises(EngineError, match="needs a C\\+\\+ compiler: .*install g"):
-            maker.make(models["torchscript"], "fp32", BATCH, HOST)
+    without = torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")})
+    with without, pytest.raises(EngineError, match="needs a C\\+\\+ compiler: .*install g"):
+        maker.make(models["torchscript"], "fp32", BATCH, HOST)
 
 
 def test_a_long_build_is_not_silent(monkeypatch):
@@ -321,12 +321,12 @@ def test_a_precision_that_cannot_be_built_is_passed_over(models, built, tmp_path
 
 def test_lack_of_memory_for_the_package_says_how_much(built, monkeypatch):
     """What its weights need and what is free: another build would not help."""
-    maker, entry = built
+    _, entry = built
 
     def full(*_, **__):
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(maker.flavour.trt._inductor, "aoti_load_package", full)
+    monkeypatch.setattr(torch._C._aoti, "AOTIModelPackageLoader", full)
     with pytest.raises(EngineError, match=r"out of memory: .* need some \d+ MiB of GPU memory, 8192 MiB are free"):
         opened(entry, unverified=True)
 
@@ -358,33 +358,39 @@ def test_views_are_not_copies(built):
 
 
 def test_nothing_is_left_in_the_temporary_folder(built, tmp_path, monkeypatch):
-    """What the loader unpacks is gone once the contexts are warm, so a killed process leaves nothing."""
+    """What the loader unpacks, wherever, is gone once the contexts are warm, so a killed process leaves nothing."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    others = unpacked(MAPS.read_text())
     engine = opened(built[1], unverified=True)
-    assert list(tmp_path.iterdir())
+    (folder,) = unpacked(MAPS.read_text()) - others
+    assert folder.is_dir() and list(tmp_path.iterdir())
     engine.contexts(1)
-    assert not list(tmp_path.iterdir())
+    assert not folder.exists() and not list(tmp_path.iterdir())
     engine.close()
 
 
-def test_a_package_for_a_gpu_is_loaded_without_trying_out_the_processor():
-    """Else each start of a process compiles a file and imports PyTorch anew for each kind of vector instructions."""
+def test_a_package_is_loaded_without_pytorchs_compiler(built):
+    """Importing that takes seconds, and it would try out the processor's vector instructions, which takes a minute."""
     script = """if True:
-        import torch
-        from torch._inductor import codecache, cpu_vec_isa
-        from engines.aoti import unprobed
-
-        cpu_vec_isa.VecISA.check_build = lambda isa, code: print("tried") or True
-        with unprobed(torch):
-            assert "AOTI_CPU_ISA" in codecache.get_device_information("cpu")
-        print("as it is otherwise:")
-        cpu_vec_isa.valid_vec_isa_list.cache_clear()
-        codecache.get_device_information("cpu")
+        import sys
+        from tests.engines.test_aoti import opened, read_entry
+        before = set(sys.modules)
+        opened(read_entry(__import__("pathlib").Path(sys.argv[1])), unverified=True).contexts(1)
+        print(*(name for name in set(sys.modules) - before if "_inductor" in name or "_dynamo" in name))
     """
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split("\n")
-    if "tried" not in told:
-        pytest.skip("PyTorch tries out nothing on this processor")
-    assert told[0] == "as it is otherwise:"
+    told = subprocess.run([sys.executable, "-c", script, built[1].plan], capture_output=True, text=True, check=True)
+    assert not told.stdout.split()
+
+
+@pytest.mark.parametrize("temporary", ["/tmp/AbCdEf", "/tmp/run-1/slidestream-x/AbCdEf"])
+def test_where_a_package_was_unpacked(temporary):
+    """By the map of the process; other libraries do not count."""
+    maps = (
+        f"7f00-7f01 r-xp 00000000 fe:00 131 {temporary}/network/data/aotinductor/model/cabc.wrapper.so\n"
+        f"7f01-7f02 rw-p 00001000 fe:00 131 {temporary}/network/data/aotinductor/model/cabc.wrapper.so\n"
+        "7f03-7f04 r-xp 00000000 fe:00 77 /usr/lib/libc.so.6\n7f05-7f06 rw-p 00000000 00:00 0 \n"
+    )
+    assert unpacked(maps) == {Path(temporary)}
 
 
 @pytest.mark.gpu
