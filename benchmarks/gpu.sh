@@ -8,7 +8,7 @@
 # bits      the same bits over contexts, rows, batches, load, processes     3 minutes
 # engines   every engine and precision beside PyTorch                       8 minutes
 # stage     the inference stage against the bare loop; kill -9              8 minutes at most
-# aoti      AOTInductor: its tests, stage, disk to disk, torch.compile      12 minutes at most, not run yet
+# aoti      AOTInductor: its tests, stage, disk to disk, torch.compile      12 minutes at most
 # whole     from disk to disk, on 16, 8 and 4 cores                         9 minutes at most
 # trained   FP16 and INT8 on a trained DenseNet-121 (WHEEL, LABELLED)       4 minutes
 #
@@ -63,7 +63,7 @@ case $part in
       --set inference.engine=tensorrt --set inference.engines="$folder/engines-64" --set batcher.batch=64 --json
     ;;
   aoti)
-    bench 200 pytest -q -x -m gpu tests/gpu -k aoti
+    bench 300 pytest -v -x -m gpu tests/gpu -k aoti
     bench 150 benchmarks.gpu_stage --networks resnet50 --engine aoti --batches 128 --contexts 2 3 --seconds 1.5 --folder "$folder" --out "$out/stage-aoti.json"
     bench 120 benchmarks.whole --networks resnet50 --engine aoti --batch 128 --cores 16 --no-loader --folder "$folder" --out "$out/whole-aoti.json"
     bench 240 benchmarks.engines --networks resnet50 vit_b_16 --variants "compile fp16" "aoti fp16" --batches 128 --compiled-batches 128 \

@@ -15,7 +15,7 @@ import numpy as np
 
 from engines.cache import Entry, record_choice, record_verification
 from engines.engine import Engine
-from engines.errors import EngineError
+from engines.errors import DeadlyError, EngineError
 from engines.gpu import Gpu
 from engines.make import Maker, Order
 from engines.verify import BOUND, Verification, compare, run
@@ -63,7 +63,7 @@ Opener = Callable[[Entry, int], Engine]
 def check(entry: Entry, trial: Trial, gpu: Gpu, opened: Opener) -> Tried:
     """Verifies and times an engine, at every patch size of `trial`, and keeps what was found in its sidecar.
 
-    What counts is the worst of the sizes. Raises EngineError, OSError.
+    What counts is the worst of the sizes. Raises EngineError, OSError; DeadlyError, which is kept there too.
     """
     if entry.identity is None:
         raise EngineError(f"{entry.plan}: {entry.problem}")
@@ -75,7 +75,11 @@ def check(entry: Entry, trial: Trial, gpu: Gpu, opened: Opener) -> Tried:
     sizes = []
     worst: Verification | None = None
     for part in (trial, *trial.others):
-        found, numbers = _try(entry, part, opened)
+        try:
+            found, numbers = _try(entry, part, opened)
+        except DeadlyError as error:
+            record_verification(entry, gpu, {"passed": False, "reason": str(error), "loss": None, "when": _now()})
+            raise
         sizes.append({"patch_px": part.patch_px, **numbers})
         if trial.others and found.reason:
             found = replace(found, reason=f"{part.patch_px} px: {found.reason}")
@@ -86,7 +90,7 @@ def check(entry: Entry, trial: Trial, gpu: Gpu, opened: Opener) -> Tried:
         **{name: sizes[0][name] for name in ("patches_per_s", "batch", "context_mib", "driver")},
     }
     record["contexts"] = trial.contexts
-    record["when"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    record["when"] = _now()
     record["sizes"] = sizes
     return Tried(record_verification(entry, gpu, record), worst, sizes[0]["patches_per_s"])
 
@@ -108,6 +112,10 @@ def _try(entry: Entry, trial: Trial, opened: Opener) -> tuple[Verification, dict
         "context_mib": about.get("context_mib"),
         "driver": about.get("driver", ""),
     }
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _badness(found: Verification) -> tuple[bool, float]:

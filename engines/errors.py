@@ -40,3 +40,7 @@ class EngineError(Exception):
         self.problem = one_line(problem)
         self.fatal = fatal
         super().__init__(self.problem)
+
+
+class DeadlyError(EngineError):
+    """An engine that kills the process that runs it: it is wrong on this machine, whatever was found before."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.errors import EngineError, one_line
+from engines.errors import DeadlyError, EngineError, one_line
 from engines.python_path import python_path
 
 LIMIT_S = 60.0  # as supervisor.start_s
@@ -24,7 +24,7 @@ LIMIT_S = 60.0  # as supervisor.start_s
 
 def prove(plan: Path, *, classes: int, patch_px: int, max_batch: int, limit_s: float = LIMIT_S) -> None:
     """Opens the engine in a new process, on the first GPU, and runs a batch. Raises EngineError where that fails, or takes
-    longer than `limit_s`.
+    longer than `limit_s`; DeadlyError where the process dies of it.
     """
     command = [sys.executable, "-m", "engines.fresh", str(plan), str(classes), str(patch_px), str(max_batch)]
     # A folder of its own: what is ended in the middle leaves in it what it had unpacked.
@@ -41,7 +41,7 @@ def prove(plan: Path, *, classes: int, patch_px: int, max_batch: int, limit_s: f
             ) from error
     if done.returncode < 0:
         killed = signal.strsignal(-done.returncode) or f"signal {-done.returncode}"
-        raise EngineError(f"{plan}: a new process that runs it dies ({killed.lower()}); use another backend")
+        raise DeadlyError(f"{plan}: a new process that runs it dies ({killed.lower()}); use another backend")
     if done.returncode:
         last = next(reversed(done.stderr.strip().splitlines()), f"code {done.returncode}")
         raise EngineError(f"{plan}: a new process cannot run it: {one_line(last, 300)}")

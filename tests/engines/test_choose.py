@@ -10,11 +10,11 @@ import pytest
 
 from engines import make as make_module
 from engines.build import Built
-from engines.cache import EngineCache, Entry
+from engines.cache import EngineCache, Entry, read_entry
 from engines.calibration import Patches
 from engines.census import Census
 from engines.choose import Trial, check, choose, measure
-from engines.errors import EngineError
+from engines.errors import DeadlyError, EngineError
 from engines.gpu_engine import GpuEngine
 from engines.make import Maker, Order
 from engines.model import load_model
@@ -227,6 +227,26 @@ def test_a_gpu_that_is_lost_ends_the_search_for_a_recipe(tmp_path: Path, monkeyp
     with pytest.raises(EngineError, match="IllegalAddress"):
         w.maker.make_int8(replace(w.order, precision="int8"))
     assert not any("trying again" in line for line in w.lines)
+
+
+def test_an_engine_that_kills_its_process_is_wrong_from_then_on(tmp_path: Path, monkeypatch) -> None:
+    """Whatever was found before; one that cannot be tried at the moment stays what it was."""
+    w = world(tmp_path, monkeypatch, fp16=0.0)
+    entry = check(w.maker.make(replace(w.order, precision="fp16")), w.trial, GPU, w.opened).entry
+
+    def lacking(*_):
+        raise EngineError("out of memory")
+
+    def deadly(*_):
+        raise DeadlyError("it dies (segmentation fault)")
+
+    with pytest.raises(EngineError, match="out of memory"):
+        check(entry, w.trial, GPU, lacking)
+    assert read_entry(entry.plan).verification(GPU)["passed"]
+    with pytest.raises(DeadlyError):
+        check(entry, w.trial, GPU, deadly)
+    found = read_entry(entry.plan).verification(GPU)
+    assert not found["passed"] and found["reason"] == "it dies (segmentation fault)"
 
 
 def test_an_engine_is_tried_at_every_patch_size(tmp_path: Path, monkeypatch) -> None:
