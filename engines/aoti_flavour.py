@@ -20,5 +20,5 @@ def load_aoti() -> Flavour:
         raise EngineError(f"backend aoti wants PyTorch: {INSTALL}") from error
     # torch._inductor itself would import PyTorch's whole compiler, which a run has no use for.
     if not hasattr(getattr(torch._C, "_aoti", None), "AOTIModelPackageLoader"):
-        raise EngineError(f"backend aoti wants PyTorch 2.8 or later, here is {torch.__version__}")
+        raise EngineError(f"backend aoti wants PyTorch 2.9 or later, here is {torch.__version__}")
     return Flavour(FLAVOUR, str(torch.__version__), torch)
