@@ -7,7 +7,7 @@ The batch B is fixed: one shape makes the fastest kernels and lets a CUDA graph 
 images, as pixels lie in a slot, so nothing is transposed. In float16, weights and everything that makes a tensor are
 float16; PyTorch's own softmax, normalisation and matrix kernels sum in float32 inside.
 
-Imports PyTorch; only engines.aoti_build imports this module.
+Imports PyTorch; so others import this module only where they work on a network.
 """
 
 from __future__ import annotations

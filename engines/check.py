@@ -1,16 +1,17 @@
-"""Proves a model before a pipeline starts on it: folds it, loads it, and runs it on a few fixed patches."""
+"""Proves a model before it is used: folds it, loads it, and runs it on a few fixed patches."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from engines.errors import EngineError, ModelError, one_line
 from engines.fold import DATA_SUFFIX, class_count_error, fold, other_size_remedy, save_folded
-from engines.model import Model
+from engines.model import GRAPH, Model
 from engines.onnx_engine import INPUT, open_session
 
 PROBES = 3
@@ -22,6 +23,11 @@ _EVAL = "export it in eval mode with a dynamic batch axis: see docs/models.md"
 
 def check_model(model: Model) -> None:
     """Raises ModelError where `model` cannot give probabilities for its patches. Leaves nothing behind."""
+    if model.network != GRAPH:
+        from engines.torch_reference import torch_reference
+
+        prove(model, torch_reference(model))
+        return
     with tempfile.TemporaryDirectory(prefix="slidestream-") as folder:
         prepare(model, Path(folder) / "folded.onnx")
 
@@ -44,20 +50,27 @@ def prepare(model: Model, folded: Path) -> None:
 
 
 def probe(model: Model, folded: Path) -> None:
-    """Runs a folded graph on the CPU, on one patch and then on several. Raises ModelError.
-
-    Checked: shape, finite values, sums, and that a patch's answer does not hang on its batch.
-    """
+    """Loads a folded graph and proves it on the CPU. Raises ModelError."""
     try:
         session = open_session(folded, threads=os.cpu_count() or 1)
     except EngineError as error:
         problem = f"ONNX Runtime cannot load it: {one_line(error.__cause__ or error, 200)}"
         raise _refused(model, problem, "export it with opset 17") from error
+    prove(model, lambda rows: session.run(None, {INPUT: rows})[0])
+
+
+def prove(model: Model, answer: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Asks for the probabilities of one patch and then of several. Raises ModelError.
+
+    Checked: shape, finite values, sums, and that a patch's answer does not hang on its batch.
+    """
     patches = probe_patches(model.patch_px)
-    answers = []
+    answers: list[np.ndarray] = []
     for rows in (patches[:1], patches):
         try:
-            answers.append(session.run(None, {INPUT: rows})[0])
+            answers.append(answer(rows))
+        except ModelError:
+            raise
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
             remedy = _EVAL if answers else ""
             problem = f"fails on a batch of {len(rows)}: {one_line(error, 200)}"
@@ -66,7 +79,7 @@ def probe(model: Model, folded: Path) -> None:
     difference = float(np.abs(answers[1][0] - answers[0][0]).max())
     if difference > ALONE_TOLERANCE:
         problem = f"a patch gets another probability alone than in a batch (by {difference:.3g})"
-        raise ModelError(model.onnx_path, problem, _EVAL)
+        raise ModelError(model.network_path, problem, _EVAL)
 
 
 def probe_patches(patch_px: int) -> np.ndarray:
@@ -87,11 +100,11 @@ def _refused(model: Model, problem: str, remedy: str) -> ModelError:
     """What the network cannot do; at another patch size than its own, it is the size that it does not take."""
     if model.at_other_size:
         problem, remedy = f"does not take patches of {model.patch_px} px: {problem}", other_size_remedy(model)
-    return ModelError(model.onnx_path, problem, remedy)
+    return ModelError(model.network_path, problem, remedy)
 
 
 def _check_answer(model: Model, answer: np.ndarray, rows: int) -> None:
-    path, classes = model.onnx_path, len(model.classes)
+    path, classes = model.network_path, len(model.classes)
     if answer.ndim != 2 or answer.shape[0] != rows:
         shape = tuple(answer.shape)
         raise _refused(model, f"output must be logits ({rows}, {classes}) for {rows} patches, is {shape}", _EVAL)

@@ -48,6 +48,7 @@ def fold(model: Model, *, any_size: bool = False) -> onnx.ModelProto:
     `any_size`: for square patches of any P, where the network takes them; else for the model's `patch_px` alone. Raises
     ModelError: model.onnx cannot be parsed, its input or output is not what config.json says, or it takes one size only.
     """
+    model.require_onnx()
     path = model.onnx_path
     proto = _load(path)
     graph = proto.graph
@@ -267,7 +268,7 @@ def class_count_error(model: Model, found: int) -> ModelError:
     said = len(model.classes)
     return ModelError(
         model.config_path,
-        f"num_classes says {said} class{'' if said == 1 else 'es'}, but {model.onnx_path.name} gives {found}",
+        f"num_classes says {said} class{'' if said == 1 else 'es'}, but {model.network} gives {found}",
         "correct num_classes and class_names",
     )
 

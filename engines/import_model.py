@@ -1,6 +1,6 @@
 """Makes a model directory out of what a network comes as: a WSInfer folder, TorchScript, a torch.export program, or ONNX.
 
-The network is exported with a free batch axis and opset 17 or later, folded and proven like any model (engines.check), and
+The network is exported with a free batch axis and opset 17 or later (or kept as it is, where ONNX cannot express it), folded and proven like any model (engines.check), and
 then its probabilities are compared with those of the source itself, run on the same patches by what it came for, after
 Pillow's own resizing: a wrong axis, a fixed batch, a lost layer or a wrong preparation all show there. The directory
 appears only once everything was right.
@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-from engines.check import prepare, probe_patches
+from engines.check import prepare, probe_patches, prove
 from engines.errors import ModelError, one_line
 from engines.fold import EXTERNAL_BYTES, INPUT
 from engines.model import CONFIG, GRAPH, SPEC_VERSION, Model, load_model, parse_config
 from engines.onnx_engine import open_session
+from engines.torch_reference import torch_reference
 from engines.torch_source import (
     ONNX,
     SOURCES,
@@ -60,6 +62,7 @@ class Imported:
     model: Model
     kind: str
     opset: int
+    """Of model.onnx; 0 where there is none."""
     max_difference: float
     """Largest absolute difference of a probability, over `patches` patches in batches of `batches`."""
     bound: float
@@ -76,16 +79,20 @@ def import_model(
     config: str | Path | None = None,
     keys: Mapping[str, Any] | None = None,
     keep_source: bool = True,
+    export: bool = True,
     batches: Sequence[int] = BATCHES,
 ) -> Imported:
     """Makes the model directory `out`, which must not exist (or be empty).
 
     `source`: a folder with config.json and a network, or a network's file. `config`: the config.json to take instead of
     the folder's own; `keys`: its keys, each of which wins over the file's. `keep_source` copies a PyTorch network into
-    the directory. Raises ModelError, with one line that names the file.
+    the directory. Without `export` that is all there is, for the backend aoti. Raises ModelError, with one line that names
+    the file.
     """
     source, out = Path(source), Path(out)
     kind, network, own_config = _find(source)
+    if not export and kind == ONNX:
+        raise ModelError(network, "is ONNX, which there is no way around", "leave out --no-onnx")
     raw, place = _configuration(config or own_config, keys or {}, source)
     checked = parse_config(raw, place)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -101,11 +108,15 @@ def import_model(
         if kind == ONNX:
             run, half = _import_onnx(network, part, height_width)
         else:
-            run, half = _import_torch(kind, network, part, height_width)
-        if kind != ONNX and keep_source:
+            module, run, half = _open_torch(kind, network, height_width)
+            if export:
+                _export(kind, module, network, part, height_width)
+        if kind != ONNX and (keep_source or not export):
             shutil.copyfile(network, part / SOURCES[kind])
         try:
-            found = _compare(load_model(part), run, HALF_BOUND if half else BOUND, tuple(batches), network, part)
+            answer = _exported if export else _kept
+            with answer(load_model(part), part) as ours:
+                found = _compare(load_model(part), ours, run, HALF_BOUND if half else BOUND, tuple(batches), network)
         except ModelError as error:
             if kind == ONNX and (fixed := _fixed_batch(network)):
                 problem = f"has its batch axis fixed at {fixed}, and inside too: {error.problem}"
@@ -122,8 +133,8 @@ def import_model(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     bound = HALF_BOUND if half else BOUND
-    kept = SOURCES[kind] if kind != ONNX and keep_source else ""
-    opset = _opset(onnx.load(str(out / GRAPH), load_external_data=False))
+    kept = SOURCES[kind] if kind != ONNX and (keep_source or not export) else ""
+    opset = _opset(onnx.load(str(out / GRAPH), load_external_data=False)) if export else 0
     return Imported(load_model(out), kind, opset, found, bound, max(batches), tuple(batches), kept)
 
 
@@ -194,8 +205,8 @@ def _configuration(path: str | Path | None, keys: Mapping[str, Any], source: Pat
     return ({**raw, **keys} if isinstance(raw, dict) else raw), path
 
 
-def _import_torch(kind: str, path: Path, out: Path, height_width: tuple[int, int]) -> tuple[Run, bool]:
-    """Writes model.onnx; (how the source itself is run, whether it computes in float16)."""
+def _open_torch(kind: str, path: Path, height_width: tuple[int, int]) -> tuple[Any, Run, bool]:
+    """(the network as load_network gives it, how it is run, whether it computes in float16), tried out."""
     network = load_network(kind, path)
     torch = load_torch()
     dtype = image_dtype(network)
@@ -212,13 +223,20 @@ def _import_torch(kind: str, path: Path, out: Path, height_width: tuple[int, int
             raise ModelError(path, problem, "wrap the network so that it returns its logits alone")
         return answer.float().numpy()
 
-    example = torch.zeros(2, 3, *height_width, dtype=dtype)
     _check_source(run, _noise(height_width), path)
+    return network, run, dtype == torch.float16
+
+
+def _export(kind: str, network: Any, path: Path, out: Path, height_width: tuple[int, int]) -> None:
+    """Writes model.onnx."""
+    torch = load_torch()
+    module = runnable(network)
+    example = torch.zeros(2, 3, *height_width, dtype=image_dtype(network))
     target = out / GRAPH
     large = sum(value.nbytes for value in module.state_dict().values()) > EXTERNAL_BYTES
     common: dict[str, Any] = {"input_names": ["input"], "output_names": ["logits"]}
     try:
-        with quiet():
+        with quiet(), _unprinted(torch):
             if kind == TORCHSCRIPT:
                 axes = {"input": {0: "batch"}, "logits": {0: "batch"}}
                 torch.onnx.export(
@@ -233,8 +251,20 @@ def _import_torch(kind: str, path: Path, out: Path, height_width: tuple[int, int
         remedy = "install slidestream[import]"
         raise ModelError(path, f"wants the package {error.name} to be exported", remedy) from error
     except Exception as error:  # the exporters raise whatever their parts raise
-        raise ModelError(path, f"cannot be exported to ONNX: {reason(error)}") from error
-    return run, dtype == torch.float16
+        remedy = "with --no-onnx it becomes a model for the backend aoti alone"
+        raise ModelError(path, f"cannot be exported to ONNX: {reason(error)}", remedy) from error
+
+
+@contextmanager
+def _unprinted(torch: Any) -> Iterator[None]:
+    """A network that cannot be exported is not printed, operator by operator; PyTorch means to ask first, and does not."""
+    name = "_jit_onnx_log"
+    before = getattr(torch._C, name, None)
+    setattr(torch._C, name, lambda *_: None)
+    try:
+        yield
+    finally:
+        setattr(torch._C, name, before)
 
 
 def _noise(height_width: tuple[int, int]) -> np.ndarray:
@@ -260,7 +290,7 @@ def _check_source(run: Run, images: np.ndarray, path: Path) -> None:
 
 
 def _import_onnx(path: Path, out: Path, height_width: tuple[int, int]) -> tuple[Run, bool]:
-    """Writes model.onnx with a free batch axis and opset 17 or later; as `_import_torch`."""
+    """Writes model.onnx with a free batch axis and opset 17 or later; (how the source is run, whether it is in float16)."""
     try:
         proto = onnx.load(str(path))
     except Exception as error:  # protobuf's and onnx's exceptions have no base class of their own
@@ -334,29 +364,46 @@ def _opset(proto: onnx.ModelProto) -> int:
     return next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
-def _compare(model: Model, run: Run, bound: float, batches: tuple[int, ...], path: Path, part: Path) -> float:
-    """The largest difference of a probability. Raises ModelError where it is beyond `bound`."""
+@contextmanager
+def _exported(model: Model, part: Path) -> Iterator[Run]:
+    """Probabilities of patches by the export, which is proven first."""
     folded = part / ".folded.onnx"
     try:
         prepare(model, folded)
         session = open_session(folded, threads=os.cpu_count() or 1)
-        patches = realistic_patches(max(batches), model.patch_px)
-        worst = 0.0
-        for batch in batches:
-            rows = patches[:batch]
-            expected = _probabilities(run(prepared(model, rows)).astype(np.float64))
-            found = session.run(None, {INPUT: rows})[0]
-            if expected.shape != found.shape or not np.isfinite(expected).all():
-                problem = f"gives {expected.shape} for {batch} patches, its export {found.shape}"
-                if expected.shape == found.shape:
-                    problem = "gives NaN or infinity on ordinary patches"
-                raise ModelError(path, problem)
-            worst = max(worst, float(np.abs(found - expected).max()))
+        yield lambda rows: session.run(None, {INPUT: rows})[0]
     finally:
         for leftover in part.glob(f"{folded.name}*"):
             leftover.unlink()
+
+
+@contextmanager
+def _kept(model: Model, part: Path) -> Iterator[Run]:
+    """The same by the PyTorch network with our preprocessing, of which a program for an engine can be made."""
+    from engines.aoti_graph import folded_program
+
+    answer = torch_reference(model)
+    prove(model, answer)
+    folded_program(kind_of(model.network_path), model.network_path, model, "fp32", 2, "cpu")
+    yield answer
+
+
+def _compare(model: Model, ours: Run, run: Run, bound: float, batches: tuple[int, ...], path: Path) -> float:
+    """The largest difference of a probability. Raises ModelError where it is beyond `bound`."""
+    patches = realistic_patches(max(batches), model.patch_px)
+    worst = 0.0
+    for batch in batches:
+        rows = patches[:batch]
+        expected = _probabilities(run(prepared(model, rows)).astype(np.float64))
+        found = ours(rows)
+        if expected.shape != found.shape or not np.isfinite(expected).all():
+            problem = f"gives {expected.shape} for {batch} patches, the model directory {found.shape}"
+            if expected.shape == found.shape:
+                problem = "gives NaN or infinity on ordinary patches"
+            raise ModelError(path, problem)
+        worst = max(worst, float(np.abs(found - expected).max()))
     if worst > bound:
-        problem = f"its ONNX export gives other probabilities: by up to {worst:.2g}, at most {bound:g} is allowed"
+        problem = f"the model directory gives other probabilities: by up to {worst:.2g}, at most {bound:g} is allowed"
         raise ModelError(path, problem, "export it to ONNX yourself and compare: see docs/models.md")
     return worst
 

@@ -1,4 +1,5 @@
-"""A model directory: WSInfer's `config.json` (spec_version 1.0, accepted unchanged) beside `model.onnx`.
+"""A model directory: WSInfer's `config.json` (spec_version 1.0, accepted unchanged) beside `model.onnx`, or beside a PyTorch
+network alone, where ONNX cannot express it: that is for the backend aoti.
 
 Source of the format: `schemas/model-config.schema.json` of SBU-BMI/wsinfer-zoo. Keys that the schema does not have are
 left alone (other tools put theirs there), but an unknown transform, or an unknown argument of one, is refused: ignoring
@@ -20,6 +21,7 @@ from engines.errors import ModelError, one_line
 
 CONFIG = "config.json"
 GRAPH = "model.onnx"
+TORCHSCRIPT_FILE, EXPORTED_FILE = "torchscript_model.pt", "exported_model.pt2"  # the former is WSInfer's name
 SPEC_VERSION = "1.0"
 MAX_PX = 8192
 SPACINGS = (0.01, 1000.0)  # from beyond any lens to a slide in a patch
@@ -48,7 +50,7 @@ class Model:
     name: str
     """The directory's own name."""
     sha256: str
-    """Over config.json, model.onnx and its external data: names and contents."""
+    """Over config.json and the network (model.onnx and its external data; else the PyTorch file): names and contents."""
     architecture: str
     patch_px: int
     """Side of a patch in pixels, as the slide is read."""
@@ -58,6 +60,12 @@ class Model:
     """Micrometres per pixel of a patch."""
     classes: tuple[str, ...]
     transform: Transform
+    network: str = GRAPH
+    """The name of its file: model.onnx, or that of the PyTorch network where there is no ONNX."""
+
+    @property
+    def network_path(self) -> Path:
+        return self.directory / self.network
 
     @property
     def onnx_path(self) -> Path:
@@ -71,6 +79,16 @@ class Model:
     def input_hw(self) -> tuple[int, int]:
         """(height, width) in pixels that the network itself sees."""
         return self.transform.resize or (self.patch_px, self.patch_px)
+
+    def require_onnx(self) -> None:
+        """Raises ModelError where there is a PyTorch network alone: ONNX Runtime and TensorRT have no use for that."""
+        if self.network != GRAPH:
+            raise ModelError(
+                self.onnx_path,
+                f"no such file, {self.network} alone",
+                "make a model directory with slidestream model import; a network that ONNX cannot express is for the backend "
+                f"aoti alone, on a GPU: {_HOW}",
+            )
 
     @property
     def at_other_size(self) -> bool:
@@ -112,7 +130,7 @@ class Model:
 
 
 def load_model(directory: str | Path) -> Model:
-    """Reads and checks a model directory; model.onnx is hashed, not parsed. Raises ModelError."""
+    """Reads and checks a model directory; the network is hashed, not parsed. Raises ModelError."""
     directory = Path(directory)
     try:
         directory = directory.resolve(strict=True)
@@ -123,16 +141,17 @@ def load_model(directory: str | Path) -> Model:
     config_path = directory / CONFIG
     raw = _read_config(config_path)
     config = parse_config(raw, config_path)
-    graph = directory / GRAPH
-    if not graph.is_file():
-        torchscript = directory / "torchscript_model.pt"
-        remedy = f"export {torchscript.name} to ONNX: {_HOW}" if torchscript.exists() else _HOW
-        raise ModelError(graph, "no such file", remedy)
+    found = [name for name in (GRAPH, TORCHSCRIPT_FILE, EXPORTED_FILE) if (directory / name).is_file()]
+    if not found:
+        raise ModelError(directory / GRAPH, "no such file", _HOW)
+    network = found[0]
     try:
-        sha256 = _hash(directory)
+        sha256 = _hash(directory, network)
     except OSError as error:
-        raise ModelError(error.filename or graph, f"cannot be read ({error.strerror})") from error
-    return Model(directory=directory, name=directory.name, sha256=sha256, own_px=config["patch_px"], **config)
+        raise ModelError(error.filename or directory / network, f"cannot be read ({error.strerror})") from error
+    return Model(
+        directory=directory, name=directory.name, sha256=sha256, own_px=config["patch_px"], network=network, **config
+    )
 
 
 def _read_config(path: Path) -> Any:
@@ -296,9 +315,9 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _hash(directory: Path) -> str:
+def _hash(directory: Path, network: str) -> str:
     digest = hashlib.sha256()
-    files = [directory / CONFIG, directory / GRAPH, *_external(directory)]
+    files = [directory / CONFIG, directory / network, *(_external(directory) if network == GRAPH else [])]
     for path in files:
         with path.open("rb") as file:
             inner = hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,13 +17,13 @@ from types import ModuleType
 from typing import Any
 
 from engines.errors import ModelError, one_line
-from engines.model import CONFIG, GRAPH
+from engines.model import CONFIG, EXPORTED_FILE, GRAPH, TORCHSCRIPT_FILE
 
 TORCHSCRIPT = "torchscript"
 EXPORTED = "exported program"
 ONNX = "ONNX"
-# WSInfer's name, and ours for what WSInfer does not have. In this order they are looked for in a model directory.
-SOURCES = {TORCHSCRIPT: "torchscript_model.pt", EXPORTED: "exported_model.pt2"}
+# In this order they are looked for in a model directory.
+SOURCES = {TORCHSCRIPT: TORCHSCRIPT_FILE, EXPORTED: EXPORTED_FILE}
 INSTALL = "install slidestream[import]"
 _SAVE = "save it with torch.export.save(torch.export.export(network, ...), 'network.pt2'): see docs/models.md"
 

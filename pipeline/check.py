@@ -185,7 +185,7 @@ def check_model(config: Config) -> tuple[ModelFacts, list[Finding]]:
         return ModelFacts(), [Finding("FAIL", "model", _line(error))]
     findings, total = [], 0
     for model in models:
-        weights = model.onnx_path.stat().st_size
+        weights = model.network_path.stat().st_size
         with contextlib.suppress(OSError):  # weights kept beside the graph, as ONNX does above 2 GB
             weights = sum(item.stat().st_size for item in model.directory.iterdir() if item.is_file())
         text = (

@@ -19,7 +19,7 @@ from engines.choose import Trial
 from engines.engine import Engine, open_engine
 from engines.errors import EngineError
 from engines.fresh import LIMIT_S, prove
-from engines.model import Model
+from engines.model import GRAPH, Model
 from engines.verify import run
 from pipeline.config import Config
 from pipeline.engine_options import tell
@@ -27,10 +27,14 @@ from pipeline.labelled import read_labelled
 from pipeline.sample import sample
 
 _BATCH = 32
+Answer = Callable[[np.ndarray], np.ndarray]
+"""Probabilities of uint8 (n, P, P, 3)."""
 
 
 class TrialMaker:
-    """Samples and scores with one reference engine, ONNX Runtime in float32. `args` are those of the command line."""
+    """Samples and scores with one reference in float32: ONNX Runtime, or PyTorch where the model has no ONNX. `args` are
+    those of the command line.
+    """
 
     def __init__(
         self, model: Model, config: Config, args: argparse.Namespace, threads: int, tell: Callable[[str], None]
@@ -38,24 +42,29 @@ class TrialMaker:
         self._model, self._config, self._args = model, config, args
         self._tell, self._threads = tell, threads
         self._folder = tempfile.TemporaryDirectory(prefix="slidestream-")
-        self._engines: dict[int, Engine] = {}
+        self._answers: dict[int, Answer] = {}
 
     def score(self, patches: np.ndarray) -> np.ndarray:
         """Probabilities of uint8 (n, P, P, 3) by the reference. Raises ModelError, EngineError."""
         patch_px = int(patches.shape[1])
-        engine = self._engines.get(patch_px)
-        if engine is None:
-            folded = Path(self._folder.name) / f"folded-{patch_px}.onnx"
-            prepare(self._model.at(patch_px), folded)
-            engine = self._engines[patch_px] = open_engine(
-                "onnx",
-                folded,
-                classes=len(self._model.classes),
-                patch_px=patch_px,
-                threads=self._threads,
-                max_batch=_BATCH,
+        if patch_px not in self._answers:
+            self._answers[patch_px] = self._answer(patch_px)
+        return self._answers[patch_px](patches)
+
+    def _answer(self, patch_px: int) -> Answer:
+        model = self._model.at(patch_px)
+        if model.network != GRAPH:
+            from engines.torch_reference import torch_reference
+
+            answer = torch_reference(model)
+            return lambda patches: np.concatenate(
+                [answer(patches[first : first + _BATCH]) for first in range(0, len(patches), _BATCH)]
             )
-        return run(engine.contexts(1), patches, _BATCH)
+        folded = Path(self._folder.name) / f"folded-{patch_px}.onnx"
+        prepare(model, folded)
+        shape = {"classes": len(model.classes), "patch_px": patch_px, "max_batch": _BATCH}
+        engine = open_engine("onnx", folded, threads=self._threads, **shape)
+        return lambda patches: run(engine.contexts(1), patches, _BATCH)
 
     def calibration(self, inputs: Sequence[Path]) -> Patches:
         """Tissue to calibrate with, over the slides and the range of scores."""
@@ -84,7 +93,7 @@ class TrialMaker:
             parts.append(found)
             labels.append(truth)
         patches = join(parts)
-        self._tell(f"reference: ONNX Runtime on {len(patches)} patches of {patch_px} px")
+        self._tell(f"reference: {'ONNX Runtime' if model.network == GRAPH else 'PyTorch'} on {len(patches)} patches of {patch_px} px")
         reference = self.score(patches.pixels)
         known = np.concatenate(labels) if self._args.labelled else None
         return Trial(patches.pixels, reference, known, bound=self._args.bound)

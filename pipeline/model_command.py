@@ -36,6 +36,10 @@ def add_parser(commands: Any) -> None:
         "source", type=Path, metavar="SOURCE", help="a WSInfer folder, or a file: TorchScript, .pt2 or .onnx"
     )
     importing.add_argument("--out", required=True, type=Path, metavar="DIR", help="the model directory to be made")
+    importing.add_argument(
+        "--no-onnx", action="store_true", help="keep the PyTorch file alone: for networks that ONNX cannot express, which only "
+        "the backend aoti runs",
+    )  # fmt: skip
     importing.add_argument("--no-source", action="store_true", help="keep no copy of the PyTorch file in it")
     keys = importing.add_argument_group("config.json", "where the source has none, or to change what it says")
     keys.add_argument("--config-json", type=Path, metavar="FILE", help="a config.json")
@@ -51,6 +55,10 @@ def add_parser(commands: Any) -> None:
 
 def _import(args: argparse.Namespace) -> int:
     from engines.import_model import import_model
+    from pipeline.config import ConfigError
+
+    if args.no_onnx and args.no_source:
+        raise ConfigError("--no-onnx and --no-source: nothing would be left of the network; give one of them")
 
     found = import_model(
         args.source,
@@ -58,11 +66,13 @@ def _import(args: argparse.Namespace) -> int:
         config=args.config_json,
         keys=_keys(args),
         keep_source=not args.no_source,
+        export=not args.no_onnx,
     )
     model = found.model
     shape = f"{len(model.classes)} classes ({', '.join(model.classes)}), {model.patch_px} px at {model.spacing:g} µm/px"
     batches = ", ".join(map(str, found.batches))
-    print(f"{args.out}: {shape}; opset {found.opset}, free batch axis")
+    how = f"opset {found.opset}, free batch axis" if found.opset else "no ONNX: for the backend aoti alone"
+    print(f"{args.out}: {shape}; {how}")
     print(
         f"checked against the {found.kind} source on {found.patches} patches in batches of {batches}: probabilities differ "
         f"by at most {found.max_difference:.2g} (allowed: {found.bound:g})"

@@ -15,6 +15,7 @@ from results.layout import FORMATS, SUMMARY
 
 # Names in the output folder that cannot be those of a model's own folder.
 RESERVED = frozenset({PRIVATE, "run.json", "slidestream.log", SUMMARY[0], *(folder for folder, _ in FORMATS.values())})
+NEED_ONNX = ("onnx", "tensorrt")  # engines that are made of it; what `gpu` takes has been built
 
 
 def load_models(config: Config) -> tuple[Model, ...]:
@@ -24,6 +25,9 @@ def load_models(config: Config) -> tuple[Model, ...]:
     """
     wanted = config.inference.patch_px
     models = tuple(sized(load_model(directory), wanted) for directory in model_directories(config))
+    if config.inference.engine in NEED_ONNX:
+        for model in models:
+            model.require_onnx()
     problem = discord(models) or heatmap_problem(config.results.heatmap_class, models)
     if problem:
         raise ConfigError(problem)
@@ -95,7 +99,7 @@ def sizes(models: Sequence[Model]) -> dict[str, int]:
     return {
         "patch_px": models[0].patch_px,
         "classes": sum(len(model.classes) for model in models),
-        "model_bytes": sum(model.onnx_path.stat().st_size for model in models),
+        "model_bytes": sum(model.network_path.stat().st_size for model in models),
         "models": len(models),
     }
 

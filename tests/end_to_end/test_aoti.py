@@ -9,24 +9,38 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import openslide
 import pytest
 
-pytest.importorskip("torch", reason="PyTorch is not installed (the extra `import`)")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed (the extra `import`)")
 
 from engines.aoti import unpacked
 from engines.aoti_build import AotiMaker, pytorch_source
-from engines.cache import EngineCache
+from engines.cache import EngineCache, Entry
 from engines.gpu import Gpu
-from engines.model import load_model
+from engines.import_model import import_model
+from engines.model import Model, load_model
+from engines.torch_reference import torch_reference
 from tests.end_to_end import runs
 from tests.end_to_end.runs import Run, command
 from tests.end_to_end.test_gpus import ONE, fill
+from tests.engines.test_import_model import inexpressible, wsinfer_folder
 from tests.gpu.conftest import Answers, answers
 from tests.gpu.network import model_directory
 
 BATCH = 8
 PROCESSOR = {**ONE, "name": "CPU"}  # which a package's target must begin with to be run on the processor
 FEW = ("reader.workers=2", "aggregator.flush_ms=0", "supervisor.backoff_s=0", "results.formats=[csv]")
+
+
+def package(model: Model, folder: Path) -> Entry:
+    """Not verified yet."""
+    maker = AotiMaker(EngineCache(folder))
+    gpu = Gpu(PROCESSOR["name"], PROCESSOR["capability"], PROCESSOR["uuid"])
+    kind, source = pytorch_source(model)
+    built = maker._compile(kind, source, model, "fp32", BATCH, "cpu")
+    return maker.cache.put(model.name, maker.identity(model, source, "fp32", BATCH, gpu), built, gpu)
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +51,8 @@ def torch_model(material: Path) -> Path:
 @pytest.fixture(scope="module")
 def packages(torch_model: Path, material: Path, native: Path) -> Path:
     """A folder with a package of the model, verified by the command for it."""
-    model, folder = load_model(torch_model), material / "packages"
-    maker = AotiMaker(EngineCache(folder))
-    gpu = Gpu(PROCESSOR["name"], PROCESSOR["capability"], PROCESSOR["uuid"])
-    kind, source = pytorch_source(model)
-    built = maker._compile(kind, source, model, "fp32", BATCH, "cpu")
-    entry = maker.cache.put(model.name, maker.identity(model, source, "fp32", BATCH, gpu), built, gpu)
+    folder = material / "packages"
+    entry = package(load_model(torch_model), folder)
     with pytest.MonkeyPatch.context() as patch:
         fill(patch, [PROCESSOR])
         said = command(
@@ -104,3 +114,26 @@ def test_kill_9_in_mid_run_changes_nothing(begin, native: Path, expected: Answer
     assert finished.record["stages"]["inference"]["restarts"] == 1
     assert folders and not any(folder.exists() for folder in folders)
     assert run.left_behind() == []
+
+
+def test_a_network_that_onnx_cannot_express(
+    material: Path, native: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start
+) -> None:
+    """It is imported without ONNX, its package is verified against PyTorch, and a run gives PyTorch's answers."""
+    source = wsinfer_folder(torch, tmp_path / "source", inexpressible(torch))
+    model = load_model(import_model(source, tmp_path / "gamma", export=False).model.directory)
+    folder = tmp_path / "engines"
+    entry = package(model, folder)
+    fill(monkeypatch, [PROCESSOR])
+    words = ("--engines", folder, "--model", model.directory, "--verify-on", native)
+    said = command("engine", "verify", entry.plan, *words, limit_s=240)
+    assert said.returncode == 0 and said.stdout.startswith("right: loss 0.000%"), said.stderr
+    assert "reference: PyTorch on" in said.stderr
+    wanted = ("inference.engine=aoti", f"inference.engines={folder}", *FEW)
+    finished = start([native], tmp_path / "out", model.directory, *wanted).finish()
+    assert finished.code == 0, finished.console
+    found = answers(finished.out, "native")
+    with openslide.OpenSlide(native) as slide:
+        regions = [slide.read_region((x, y), 0, (side, side)) for x, y, side, _ in found.places[:40].tolist()]
+    patches = np.stack([np.asarray(region.convert("RGB")) for region in regions])
+    np.testing.assert_allclose(found.probabilities[:40], torch_reference(model)(patches), atol=1e-4)

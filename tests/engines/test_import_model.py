@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from engines.check import check_model
 from engines.errors import ModelError
 from engines.import_model import BOUND, import_model, prepared, realistic_patches
 from engines.model import load_model
@@ -120,6 +121,49 @@ def test_exported_program_with_a_fixed_batch(torch, tmp_path):
     with pytest.raises(ModelError, match="dynamic batch axis"):
         import_model(source, tmp_path / "out", keys=keys())
     assert [p.name for p in tmp_path.iterdir()] == ["net.pt2"]
+
+
+def inexpressible(torch):
+    """A network that ONNX has no operator for."""
+
+    class Gamma(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tiny_network(torch)
+
+        def forward(self, images):
+            return self.inner(torch.lgamma(images.abs() + 1.0))
+
+    return Gamma().eval()
+
+
+def test_a_network_that_onnx_cannot_express(torch, tmp_path, capfd):
+    """It is refused with the way out; with it, it is a model without ONNX that answers as its source does."""
+    source = wsinfer_folder(torch, tmp_path / "source", inexpressible(torch))
+    with pytest.raises(ModelError, match="cannot be exported to ONNX: .*lgamma.*; with --no-onnx"):
+        import_model(source, tmp_path / "out")
+    assert "lgamma" not in "".join(capfd.readouterr())  # which PyTorch would print with all the rest
+    found = import_model(source, tmp_path / "out", export=False, keep_source=False)
+    assert (found.kind, found.opset, found.source_file) == ("torchscript", 0, "torchscript_model.pt")
+    assert found.max_difference <= BOUND
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "torchscript_model.pt"]
+    check_model(found.model)
+
+
+def test_without_onnx_the_network_is_proven_too(torch, tmp_path):
+    """It runs, and gives as many classes as config.json says."""
+    config = tiny_config(classes=("a", "b", "c"))
+    source = wsinfer_folder(torch, tmp_path / "source")
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="num_classes says 3 classes, but torchscript_model.pt gives 2"):
+        import_model(source, tmp_path / "out", export=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_onnx_without_onnx(tmp_path):
+    """Makes no sense."""
+    with pytest.raises(ModelError, match="leave out --no-onnx"):
+        import_model(tiny_model(tmp_path / "model") / "model.onnx", tmp_path / "out", keys=keys(), export=False)
 
 
 def test_training_mode(torch, tmp_path):

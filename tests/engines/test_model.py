@@ -154,9 +154,6 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     (directory / "model.onnx").unlink()
     with pytest.raises(ModelError, match="model.onnx: no such file"):
         load_model(directory)
-    (directory / "torchscript_model.pt").touch()
-    with pytest.raises(ModelError, match="export torchscript_model.pt to ONNX"):
-        load_model(directory)
     (directory / "config.json").unlink()
     with pytest.raises(ModelError, match="config.json: no such file"):
         load_model(directory)
@@ -224,3 +221,19 @@ def test_a_configuration_that_is_far_too_large(tmp_path: Path, text: bytes, word
     (tmp_path / "config.json").write_bytes(text)
     with pytest.raises(ModelError, match=words):
         load_model(tmp_path)
+
+
+def test_a_pytorch_network_alone(tmp_path: Path) -> None:
+    """It is a model, for the backend aoti; who needs ONNX says so. model.onnx counts where it is there too."""
+    directory = tiny_model(tmp_path / "model")
+    both = load_model(directory)
+    (directory / "torchscript_model.pt").write_bytes(b"one")
+    assert load_model(directory) == both
+    load_model(directory).require_onnx()
+    (directory / "model.onnx").unlink()
+    alone = load_model(directory)
+    assert alone.network_path == directory / "torchscript_model.pt" and alone.sha256 != both.sha256
+    with pytest.raises(ModelError, match=r"model.onnx: no such file, torchscript_model.pt alone; .*model import.*aoti"):
+        alone.require_onnx()
+    (directory / "torchscript_model.pt").write_bytes(b"two")
+    assert load_model(directory).sha256 != alone.sha256

@@ -1,0 +1,40 @@
+"""A model's PyTorch network in float32 on the CPU: the reference where there is no ONNX for ONNX Runtime.
+
+Imports PyTorch, when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from engines.errors import ModelError
+from engines.model import Model
+from engines.torch_source import find_source, load_network, load_torch, quiet, reason, runnable
+
+Answer = Callable[[np.ndarray], np.ndarray]
+"""Probabilities, float32 (n, classes), of patches, uint8 (n, P, P, 3)."""
+
+
+def torch_reference(model: Model) -> Answer:
+    """Raises ModelError: no PyTorch, or a network that it does not take; the answer does where the network fails."""
+    found = find_source(model.directory)
+    if found is None:
+        raise ModelError(model.directory, "holds no PyTorch network", "see docs/models.md")
+    kind, path = found
+    network = load_network(kind, path)
+    from engines.aoti_graph import Folded, Prelude
+
+    torch = load_torch()
+    # As its author saved it, not as engines.aoti_graph rewrites it for an engine, which is to be compared with this.
+    folded = Folded(Prelude(model, torch.float32), runnable(network).float(), len(model.classes))
+
+    def answer(patches: np.ndarray) -> np.ndarray:
+        try:
+            with torch.inference_mode(), quiet():
+                return folded(torch.from_numpy(np.ascontiguousarray(patches))).numpy()
+        except Exception as error:  # PyTorch raises whatever its parts raise
+            raise ModelError(path, f"fails on a batch of {len(patches)}: {reason(error)}", "see docs/models.md") from error
+
+    return answer
