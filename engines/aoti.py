@@ -8,16 +8,15 @@ share the device's primary context, and buffers and streams are cuda-python's: P
 from __future__ import annotations
 
 import ctypes
-import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from engines.aoti_flavour import ARCHIVE, load_aoti
+from engines.aoti_flavour import load_aoti
 from engines.cache import Entry, check_loadable, read_entry
 from engines.device import Device, Execution
 from engines.errors import EngineError
@@ -28,8 +27,7 @@ from engines.notices import say
 from engines.torch_source import quiet, reason
 
 OUT_OF_MEMORY = "out of memory"
-MAPS = Path("/proc/self/maps")
-_MODEL = "model"  # that of Inductor, where there is one
+_MODEL = "data/aotinductor/model"
 
 
 def open_aoti(
@@ -112,29 +110,28 @@ class AotiNetwork:
         # How cuDNN and cuBLAS compute, for the whole process; the package leaves it to them. Shapes never change.
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        # The loader unpacks the package where TMPDIR says, or in /tmp, by PyTorch's version, and leaves that behind when the
-        # process is killed. Once all kernels have run nothing of it is read any more, so it is gone before work begins.
+        # Once all kernels have run nothing that was unpacked is read any more, so it is gone before work begins.
         self._folder = tempfile.TemporaryDirectory(prefix="slidestream-", ignore_cleanup_errors=True)
-        self._unpacked: set[Path] = set()
         try:
-            with ExitStack() as stack:
-                stack.enter_context(quiet())
-                stack.enter_context(_temporary(self._folder.name))
-                if self.on_gpu:
-                    torch.cuda.set_device(device)
-                package = Path(self._folder.name) / f"{ARCHIVE}.pt2"  # the loader wants that suffix
-                package.symlink_to(entry.plan.resolve())
-                others = unpacked(MAPS.read_text())
-                # PyTorch's own loader, not aoti_load_package around it, which imports its whole compiler (seconds of each
-                # start) and tries out what this processor can (a minute, for a package that only launches kernels). Single-
-                # threaded: without its own locks and events, which would be queried while a graph is captured.
-                self._loader: Any = torch._C._aoti.AOTIModelPackageLoader(
-                    str(package), _MODEL, True, 1, device if self.on_gpu else -1
-                )
-                self._unpacked = unpacked(MAPS.read_text()) - others
-        except Exception as error:  # PyTorch raises whatever its parts raise
+            with quiet():
+                code = unpack(entry.plan, Path(self._folder.name))
+                self._runner: Any = self._open(code, device)
+        except BaseException as error:
             self._folder.cleanup()
+            if not isinstance(error, Exception):
+                raise
             raise translated(error, f"{entry.plan}: cannot be loaded") from error
+
+    def _open(self, code: Path, device: int) -> Any:
+        # The runner itself, not aoti_load_package around it, which imports PyTorch's whole compiler (seconds of each start),
+        # tries out what this processor can (a minute, for code that only launches kernels), and unpacks to /tmp, where a
+        # process that is killed leaves it. Single-threaded: without its own locks and events, which would be queried while a
+        # graph is captured.
+        runners = self.torch._C._aoti
+        if not self.on_gpu:
+            return runners.AOTIModelContainerRunnerCpu(str(code), 1)
+        self.torch.cuda.set_device(device)
+        return runners.AOTIModelContainerRunnerCuda(str(code), 1, f"cuda:{device}", str(code.parent), True)
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -166,17 +163,15 @@ class AotiNetwork:
 
     def run(self, patches: Any) -> Any:
         """uint8 (batch, px, px, 3) to probabilities float32 (batch, classes), on the current stream."""
-        return self._loader.boxed_run([patches])[0]
+        return self._runner.run([patches])[0]
 
     def warmed(self) -> None:
-        """Removes what the loader unpacked."""
-        for folder in self._unpacked:
-            shutil.rmtree(folder, ignore_errors=True)
+        """Removes what was unpacked."""
         self._folder.cleanup()
 
     def close(self) -> None:
-        self._loader = None
-        self.warmed()
+        self._runner = None
+        self._folder.cleanup()
         self.trim()
 
     def view(self, address: int, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -191,24 +186,26 @@ class AotiNetwork:
         return torch.frombuffer((ctypes.c_uint8 * count).from_address(address), dtype=dtype).reshape(shape)
 
 
-def unpacked(maps: str) -> set[Path]:
-    """Folders that loaders have unpacked packages into, by a process's memory map (proc(5)): their compiled code is mapped."""
-    inside = f"/{ARCHIVE}/data/aotinductor/"
-    return {Path("/" + line.partition(" /")[2].partition(inside)[0]) for line in maps.splitlines() if inside in line}
+def unpack(package: Path, folder: Path) -> Path:
+    """Unpacks the compiled code and the kernels that it launches into `folder`; the code's file. Raises EngineError, OSError,
+    zipfile.BadZipFile.
 
-
-@contextmanager
-def _temporary(folder: str) -> Iterator[None]:
-    """TMPDIR is `folder` while the block runs."""
-    before = os.environ.get("TMPDIR")
-    os.environ["TMPDIR"] = folder
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TMPDIR"]
-        else:
-            os.environ["TMPDIR"] = before
+    A package is a PT2 archive of PyTorch's: a ZIP file, with the compiled network below NAME/data/aotinductor/model.
+    """
+    found: list[Path] = []
+    with zipfile.ZipFile(package) as archive:
+        for name in archive.namelist():
+            inside, file = name.partition("/")[2].rpartition("/")[::2]
+            if inside != _MODEL:
+                continue
+            target = folder / file
+            with archive.open(name) as source, target.open("wb") as copy:
+                shutil.copyfileobj(source, copy, 1 << 20)
+            if target.suffix == ".so":
+                found.append(target)
+    if len(found) != 1:
+        raise EngineError(f"{package}: holds {len(found)} compiled networks, not one; build it again")
+    return found[0]
 
 
 class _Memory:

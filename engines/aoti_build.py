@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from engines.aoti_flavour import ARCHIVE, load_aoti
+from engines.aoti_flavour import load_aoti
 from engines.build import Built
 from engines.cache import EngineCache, Entry, record_choice
 from engines.census import check_census
@@ -28,11 +28,9 @@ from engines.errors import EngineError, ModelError
 from engines.gpu import Gpu
 from engines.identity import Identity
 from engines.model import Model
-from engines.recipe import Profile
+from engines.recipe import AOTI_RECIPE, Profile
 from engines.torch_source import SOURCES, find_source, kind_of, quiet, reason
 
-# How a network becomes a program. Raise it when the same network would be compiled otherwise.
-RECIPE = "aoti-2"
 PRECISIONS = ("fp16", "fp32")
 # For a GPU PyTorch would first try out the processor's vector instructions, each with a compilation and a PyTorch of its own,
 # and compile headers ahead that the one file of C++ then reads once. That file only launches kernels, so it is not optimised.
@@ -66,7 +64,7 @@ class AotiMaker:
             model=model.sha256,
             graph=sha256,
             precision=precision,
-            recipe=RECIPE,
+            recipe=AOTI_RECIPE,
             calibration="",
             classes=len(model.classes),
             profiles=[Profile(model.patch_px, 1, batch, batch).to_dict()],
@@ -125,7 +123,7 @@ class AotiMaker:
         check_census(census, resizing, precision)
         configuration = self.configuration(device)
         with tempfile.TemporaryDirectory(prefix="slidestream-") as folder:
-            path = Path(folder) / f"{ARCHIVE}.pt2"
+            path = Path(folder) / "network.pt2"
             try:
                 with _patience(self.tell, "compiling"), quiet(), torch.no_grad():
                     torch._inductor.aoti_compile_and_package(

@@ -69,9 +69,7 @@ def prove(model: Model, answer: Callable[[np.ndarray], np.ndarray]) -> None:
     for rows in (patches[:1], patches):
         try:
             answers.append(answer(rows))
-        except ModelError:
-            raise
-        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+        except Exception as error:  # the exceptions of ONNX Runtime and PyTorch have no base class of their own
             remedy = _EVAL if answers else ""
             problem = f"fails on a batch of {len(rows)}: {one_line(error, 200)}"
             raise _refused(model, problem, remedy) from error

@@ -20,6 +20,7 @@ from engines.errors import DeadlyError, EngineError, one_line
 from engines.python_path import python_path
 
 LIMIT_S = 60.0  # as supervisor.start_s
+_OWN_FAULT = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 
 
 def prove(plan: Path, *, classes: int, patch_px: int, max_batch: int, limit_s: float = LIMIT_S) -> None:
@@ -40,8 +41,10 @@ def prove(plan: Path, *, classes: int, patch_px: int, max_batch: int, limit_s: f
                 "another backend"
             ) from error
     if done.returncode < 0:
-        killed = signal.strsignal(-done.returncode) or f"signal {-done.returncode}"
-        raise DeadlyError(f"{plan}: a new process that runs it dies ({killed.lower()}); use another backend")
+        killed = (signal.strsignal(-done.returncode) or f"signal {-done.returncode}").lower()
+        if -done.returncode in _OWN_FAULT:
+            raise DeadlyError(f"{plan}: a new process that runs it dies ({killed}); use another backend")
+        raise EngineError(f"{plan}: the new process that was to run it was ended from outside ({killed}); try again")
     if done.returncode:
         last = next(reversed(done.stderr.strip().splitlines()), f"code {done.returncode}")
         raise EngineError(f"{plan}: a new process cannot run it: {one_line(last, 300)}")

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from engines.errors import EngineError, one_line
 from engines.flavour import Flavour
 from engines.gpu import Gpu
-from engines.recipe import HALF_RECIPE, BuildOptions, Profile
+from engines.recipe import AOTI_RECIPE, HALF_RECIPE, BuildOptions, Profile
 
 FORMAT = 1
 AMPERE = "8.0 and later"
@@ -145,6 +145,8 @@ def misfits(engine: Identity, flavour: Release, gpu: Gpu) -> list[str]:
         problems.append(f"built by {engine.flavour}, here is {flavour.name}")
     elif engine.flavour_version != flavour.version:
         problems.append(f"built by {engine.flavour} {engine.flavour_version}, here is {flavour.version}")
+    if engine.backend == "aoti" and engine.recipe != AOTI_RECIPE:
+        problems.append(f"made by the recipe {engine.recipe}, now it is {AOTI_RECIPE}")
     if not serves(engine, gpu):
         problems.append(f"built for {engine.target}, here is {gpu}")
     return problems

@@ -1,6 +1,7 @@
 """Makes a model directory out of what a network comes as: a WSInfer folder, TorchScript, a torch.export program, or ONNX.
 
-The network is exported with a free batch axis and opset 17 or later (or kept as it is, where ONNX cannot express it), folded and proven like any model (engines.check), and
+The network is exported with a free batch axis and opset 17 or later (or kept as it is, where ONNX cannot express it), folded
+and proven like any model (engines.check), and
 then its probabilities are compared with those of the source itself, run on the same patches by what it came for, after
 Pillow's own resizing: a wrong axis, a fixed batch, a lost layer or a wrong preparation all show there. The directory
 appears only once everything was right.
@@ -260,6 +261,9 @@ def _unprinted(torch: Any) -> Iterator[None]:
     """A network that cannot be exported is not printed, operator by operator; PyTorch means to ask first, and does not."""
     name = "_jit_onnx_log"
     before = getattr(torch._C, name, None)
+    if before is None:
+        yield
+        return
     setattr(torch._C, name, lambda *_: None)
     try:
         yield

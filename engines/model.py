@@ -137,7 +137,7 @@ def load_model(directory: str | Path) -> Model:
     except OSError as error:
         raise ModelError(directory, f"no such model directory ({error.strerror})", f"{_HOW}") from error
     if not directory.is_dir():
-        raise ModelError(directory, "is not a directory", f"give the directory that holds {CONFIG} and {GRAPH}")
+        raise ModelError(directory, "is not a directory", f"give the directory that holds {CONFIG} and the network")
     config_path = directory / CONFIG
     raw = _read_config(config_path)
     config = parse_config(raw, config_path)

@@ -8,6 +8,9 @@ from typing import Any
 PRECISIONS = ("fp32", "fp16", "int8")
 # How a graph becomes float16 (engines.precision). Raise it when the same graph would be converted otherwise.
 HALF_RECIPE = "fp16-2"
+# How a network becomes an AOTInductor package. Raise it when the same network would be compiled otherwise: runs take no
+# package of another recipe.
+AOTI_RECIPE = "aoti-2"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,19 +11,19 @@ import numpy as np
 
 from engines.errors import ModelError
 from engines.model import Model
-from engines.torch_source import find_source, load_network, load_torch, quiet, reason, runnable
+from engines.torch_source import find_source, kind_of, load_network, load_torch, quiet, runnable
 
 Answer = Callable[[np.ndarray], np.ndarray]
 """Probabilities, float32 (n, classes), of patches, uint8 (n, P, P, 3)."""
 
 
 def torch_reference(model: Model) -> Answer:
-    """Raises ModelError: no PyTorch, or a network that it does not take; the answer does where the network fails."""
+    """Raises ModelError: no PyTorch, or a network that it does not take. The answer raises whatever PyTorch raises."""
     found = find_source(model.directory)
     if found is None:
         raise ModelError(model.directory, "holds no PyTorch network", "see docs/models.md")
-    kind, path = found
-    network = load_network(kind, path)
+    path = found[1]
+    network = load_network(kind_of(path), path)
     from engines.aoti_graph import Folded, Prelude
 
     torch = load_torch()
@@ -31,10 +31,12 @@ def torch_reference(model: Model) -> Answer:
     folded = Folded(Prelude(model, torch.float32), runnable(network).float(), len(model.classes))
 
     def answer(patches: np.ndarray) -> np.ndarray:
-        try:
-            with torch.inference_mode(), quiet():
-                return folded(torch.from_numpy(np.ascontiguousarray(patches))).numpy()
-        except Exception as error:  # PyTorch raises whatever its parts raise
-            raise ModelError(path, f"fails on a batch of {len(patches)}: {reason(error)}", "see docs/models.md") from error
+        with torch.inference_mode(), quiet():
+            return folded(torch.from_numpy(np.ascontiguousarray(patches))).numpy()
 
     return answer
+
+
+def in_batches(answer: Answer, patches: np.ndarray, batch: int) -> np.ndarray:
+    """`answer` to all patches, `batch` at a time."""
+    return np.concatenate([answer(patches[first : first + batch]) for first in range(0, len(patches), batch)])

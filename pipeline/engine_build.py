@@ -177,6 +177,7 @@ def _tensorrt(job: _Job) -> Made:
     from pipeline.engine_trial import opened
 
     args = job.args
+    job.model.require_onnx()
     flavour = load_flavour(args.flavour)
     if job.gpu is None and not flavour.portable:
         raise EngineError(f"{flavour.name} builds on a GPU, and there is none that can be used: {_why_none()}")

@@ -15,6 +15,7 @@ from engines.backend import open_plan
 from engines.cache import Entry
 from engines.calibration import WANTED, Patches, join
 from engines.check import prepare
+from engines.check import prove as prove_model
 from engines.choose import Trial
 from engines.engine import Engine, open_engine
 from engines.errors import EngineError
@@ -54,12 +55,11 @@ class TrialMaker:
     def _answer(self, patch_px: int) -> Answer:
         model = self._model.at(patch_px)
         if model.network != GRAPH:
-            from engines.torch_reference import torch_reference
+            from engines.torch_reference import in_batches, torch_reference
 
             answer = torch_reference(model)
-            return lambda patches: np.concatenate(
-                [answer(patches[first : first + _BATCH]) for first in range(0, len(patches), _BATCH)]
-            )
+            prove_model(model, answer)
+            return lambda patches: in_batches(answer, patches, _BATCH)
         folded = Path(self._folder.name) / f"folded-{patch_px}.onnx"
         prepare(model, folded)
         shape = {"classes": len(model.classes), "patch_px": patch_px, "max_batch": _BATCH}
@@ -93,7 +93,8 @@ class TrialMaker:
             parts.append(found)
             labels.append(truth)
         patches = join(parts)
-        self._tell(f"reference: {'ONNX Runtime' if model.network == GRAPH else 'PyTorch'} on {len(patches)} patches of {patch_px} px")
+        runtime = "ONNX Runtime" if model.network == GRAPH else "PyTorch"
+        self._tell(f"reference: {runtime} on {len(patches)} patches of {patch_px} px")
         reference = self.score(patches.pixels)
         known = np.concatenate(labels) if self._args.labelled else None
         return Trial(patches.pixels, reference, known, bound=self._args.bound)

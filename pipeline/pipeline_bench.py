@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.cache import EngineCache
+from engines.model import load_model
 from pipeline.bench_engine import engine_alone
 from pipeline.bench_loader import loader_alone
 from pipeline.config import ConfigError
@@ -94,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print; the exit code. ConfigError for what cannot be, RuntimeError where a run fails."""
     if not (1 <= args.slides <= 1000 and 1 <= args.rounds <= 1000 and 0 < args.seconds <= 3600):
         raise ConfigError("--slides and --rounds must be 1 to 1000, --seconds more than 0 and at most 3600")
+    for model in args.model or ():
+        load_model(model).require_onnx()  # of which the engine alone and the DataLoader are made
     before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="slidestream-bench-") as name:
         scratch = Path(name)
@@ -258,7 +261,6 @@ def times(log: Path) -> tuple[float, float]:
 def prepare_model(model: Path, folded: Path, patch_px: int | None = None) -> None:
     """Folds a model for `open_engine`, at its own patch size or at this one."""
     from engines.check import prepare
-    from engines.model import load_model
 
     own = load_model(model)
     prepare(own if patch_px is None else own.at(patch_px), folded)

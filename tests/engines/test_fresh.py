@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.errors import EngineError
+from engines.errors import DeadlyError, EngineError
 from engines.fresh import prove
 
 SHAPE = {"classes": 2, "patch_px": 64, "max_batch": 4}
@@ -28,11 +28,19 @@ def test_one_that_takes_longer_than_a_run_waits_is_refused(tmp_path: Path, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_a_process_that_dies_is_told_with_its_signal(tmp_path: Path, monkeypatch) -> None:
-    """It has no last words."""
+@pytest.mark.parametrize(
+    ("signal", "kind", "words"),
+    [
+        ("SEGV", DeadlyError, r"a new process that runs it dies \(segmentation fault\)"),
+        ("KILL", EngineError, r"was ended from outside \(killed\); try again"),  # as for lack of memory
+    ],
+)
+def test_a_process_that_dies_is_told_with_its_signal(tmp_path: Path, monkeypatch, signal: str, kind, words: str) -> None:
+    """It has no last words. Only its own fault is the engine's."""
     dying = tmp_path / "python"
-    dying.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    dying.write_text(f"#!/bin/sh\nkill -{signal} $$\n")
     dying.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(dying))
-    with pytest.raises(EngineError, match=r"some\.engine: a new process that runs it dies \(segmentation fault\)"):
+    with pytest.raises(EngineError, match=r"some\.engine: .*" + words) as told:
         prove(tmp_path / "some.engine", **SHAPE)
+    assert type(told.value) is kind

@@ -160,6 +160,20 @@ def test_without_onnx_the_network_is_proven_too(torch, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_without_onnx_another_patch_size_is_tried_too(torch, tmp_path):
+    """A program that was exported for one size says so, with what to do."""
+    found = import_model(exported(torch, tmp_path / "net.pt2"), tmp_path / "out", keys=keys(), export=False)
+    with pytest.raises(ModelError, match="does not take patches of 128 px: .*use its own 64 px"):
+        check_model(found.model.at(128))
+
+
+def test_the_kind_of_a_network_is_told_by_its_contents(torch, tmp_path):
+    """Not by its name."""
+    found = import_model(exported(torch, tmp_path / "net.pt2"), tmp_path / "out", keys=keys(), export=False)
+    (tmp_path / "out/exported_model.pt2").rename(tmp_path / "out/torchscript_model.pt")
+    check_model(load_model(found.model.directory))
+
+
 def test_onnx_without_onnx(tmp_path):
     """Makes no sense."""
     with pytest.raises(ModelError, match="leave out --no-onnx"):

@@ -106,6 +106,14 @@ def test_aoti_wants_the_pytorch_network(cache: EngineCache, tmp_path: Path) -> N
         build(mixed(tmp_path / "model"), "--backend", "aoti", "--precision", "fp16")
 
 
+def test_tensorrt_wants_onnx(cache: EngineCache, tmp_path: Path) -> None:
+    """A model of a PyTorch network alone is refused before any slide is looked at."""
+    model = mixed(tmp_path / "model")
+    (model / "model.onnx").rename(model / "torchscript_model.pt")
+    with pytest.raises(ModelError, match=r"model\.onnx: no such file, torchscript_model\.pt alone"):
+        build(model, "--backend", "tensorrt", "--precision", "int8", "--calibrate", str(tmp_path / "nowhere.svs"))
+
+
 def test_aoti_wants_a_gpu(cache: EngineCache, tmp_path: Path, monkeypatch) -> None:
     """Its packages are for the GPU at hand."""
     monkeypatch.setattr(cuda_module, "find_gpu", lambda device=0: None)

@@ -17,6 +17,7 @@ from engines.gpu import Gpu
 from engines.identity import Identity
 from engines.model import Model, load_model
 from engines.probe import Installed, Probe
+from engines.recipe import AOTI_RECIPE
 from pipeline import gpus
 from pipeline.cli import _parser
 from pipeline.config import Config, ConfigError, load_config
@@ -60,7 +61,8 @@ class Shelf:
         profile = dict(zip(("minimum", "optimum", "maximum"), batch, strict=True))
         identity = Identity(
             **{
-                "model": self.model.sha256, "graph": "b" * 64, "precision": precision, "recipe": "", "calibration": "",
+                "model": self.model.sha256, "graph": "b" * 64, "precision": precision,
+                "recipe": AOTI_RECIPE if flavour.name == "aoti" else "", "calibration": "",
                 "classes": 2, "profiles": [{"patch_px": patch_px, **profile}], "options": {},
                 "flavour": flavour.name, "flavour_version": flavour.version, "target": str(gpu), **changes,
             }
@@ -502,6 +504,12 @@ class TestMissing:
         (notice,) = placement.notices
         assert notice.startswith("NO GPU IS USED: ") and "\n" not in notice
         assert (on.problem or "none has been built") in notice
+
+    def test_without_onnx_there_is_nothing_to_fall_back_to(self, shelf: Shelf):
+        """The reason why there is no GPU is told, before anything is begun."""
+        shelf.model = replace(shelf.model, network="torchscript_model.pt")
+        with pytest.raises(ConfigError, match="but there is no GPU"):
+            placed(shelf, "inference.fallback=cpu", "inference.engine=aoti", on=Probe(problem="there is no GPU"))
 
     def test_with_missing_and_fallback_the_build_comes_first(self, shelf: Shelf):
         """Falling back is the last resort."""

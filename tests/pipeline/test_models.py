@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from engines.errors import ModelError
 from engines.model import Model, load_model
 from pipeline.check import check_model
 from pipeline.cli import _config, _parser
@@ -41,6 +42,17 @@ def of(*models: Model | Path, **sets: str) -> Config:
 def test_models_are_loaded_in_the_order_that_they_are_named(two) -> None:
     """That of the columns."""
     assert [model.name for model in load_models(of(*reversed(two)))] == ["second", "first"]
+
+
+def test_a_pytorch_network_alone_is_for_engines_that_are_made_of_it(two) -> None:
+    """Told before anything is begun."""
+    directory = two[0].directory
+    (directory / "model.onnx").rename(directory / "torchscript_model.pt")
+    for engine in ("onnx", "tensorrt"):
+        with pytest.raises(ModelError, match=r"model\.onnx: no such file, torchscript_model\.pt alone"):
+            load_models(of(two[0], **{"inference.engine": engine}))
+    (model,) = load_models(of(two[0], **{"inference.engine": "aoti"}))
+    assert sizes([model])["model_bytes"] == model.network_path.stat().st_size > 0
 
 
 def test_a_model_goes_with_itself_alone(two) -> None:

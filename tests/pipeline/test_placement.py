@@ -106,6 +106,17 @@ def test_all_fall_back_to_the_cpu_together(shelves, models) -> None:
     assert result_hashes(placement.config, placement, models) == [result_hash(placement.config)] * 2
 
 
+def test_a_model_without_onnx_cannot_follow_to_the_cpu(shelves, models) -> None:
+    """It has an engine itself, and the other one has none."""
+    from dataclasses import replace
+
+    alone = [replace(models[0], network="exported_model.pt2"), models[1]]
+    shelves[0].add(flavour=AOTI)
+    sets = ("inference.fallback=cpu", "inference.engine=gpu")
+    with pytest.raises(ConfigError, match="inference.fallback: .*first has no model.onnx for the CPU"):
+        put(shelves, alone, *sets, on=found(flavours=(TRT, AOTI)))
+
+
 def test_the_machine_is_looked_at_once(shelves, models) -> None:
     """A probe is a process."""
     looked = []
