@@ -116,10 +116,8 @@ class AotiNetwork:
             with quiet():
                 code = unpack(entry.plan, Path(self._folder.name))
                 self._runner: Any = self._open(code, device)
-        except BaseException as error:
+        except Exception as error:  # PyTorch raises whatever its parts raise
             self._folder.cleanup()
-            if not isinstance(error, Exception):
-                raise
             raise translated(error, f"{entry.plan}: cannot be loaded") from error
 
     def _open(self, code: Path, device: int) -> Any:

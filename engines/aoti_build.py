@@ -29,7 +29,7 @@ from engines.gpu import Gpu
 from engines.identity import Identity
 from engines.model import Model
 from engines.recipe import AOTI_RECIPE, Profile
-from engines.torch_source import SOURCES, find_source, kind_of, quiet, reason
+from engines.torch_source import pytorch_source, quiet, reason
 
 PRECISIONS = ("fp16", "fp32")
 # For a GPU PyTorch would first try out the processor's vector instructions, each with a compilation and a PyTorch of its own,
@@ -184,13 +184,3 @@ def _patience(tell: Tell, doing: str) -> Iterator[None]:
     finally:
         done.set()
         speaker.join()
-
-
-def pytorch_source(model: Model) -> tuple[str, Path]:
-    """(kind, file) of the PyTorch network in a model directory. Raises ModelError where it has only ONNX."""
-    found = find_source(model.directory)
-    if found is None:
-        names = " or ".join(SOURCES.values())
-        remedy = "make the directory with slidestream model import from the PyTorch network, or use --backend tensorrt"
-        raise ModelError(model.directory, f"holds ONNX alone; backend aoti needs the PyTorch source ({names})", remedy)
-    return kind_of(found[1]), found[1]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from engines.errors import EngineError, ModelError, one_line
 from engines.fold import DATA_SUFFIX, class_count_error, fold, other_size_remedy, save_folded
-from engines.model import GRAPH, Model
+from engines.model import Model
 from engines.onnx_engine import INPUT, open_session
+from engines.torch_reference import Answer, torch_reference
 
 PROBES = 3
 # Wide enough for float16 networks and for any order of summation, far below what a network in training mode shows.
@@ -23,9 +23,7 @@ _EVAL = "export it in eval mode with a dynamic batch axis: see docs/models.md"
 
 def check_model(model: Model) -> None:
     """Raises ModelError where `model` cannot give probabilities for its patches. Leaves nothing behind."""
-    if model.network != GRAPH:
-        from engines.torch_reference import torch_reference
-
+    if not model.has_onnx:
         prove(model, torch_reference(model))
         return
     with tempfile.TemporaryDirectory(prefix="slidestream-") as folder:
@@ -59,7 +57,7 @@ def probe(model: Model, folded: Path) -> None:
     prove(model, lambda rows: session.run(None, {INPUT: rows})[0])
 
 
-def prove(model: Model, answer: Callable[[np.ndarray], np.ndarray]) -> None:
+def prove(model: Model, answer: Answer) -> None:
     """Asks for the probabilities of one patch and then of several. Raises ModelError.
 
     Checked: shape, finite values, sums, and that a patch's answer does not hang on its batch.

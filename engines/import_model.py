@@ -1,10 +1,9 @@
 """Makes a model directory out of what a network comes as: a WSInfer folder, TorchScript, a torch.export program, or ONNX.
 
 The network is exported with a free batch axis and opset 17 or later (or kept as it is, where ONNX cannot express it), folded
-and proven like any model (engines.check), and
-then its probabilities are compared with those of the source itself, run on the same patches by what it came for, after
-Pillow's own resizing: a wrong axis, a fixed batch, a lost layer or a wrong preparation all show there. The directory
-appears only once everything was right.
+and proven like any model (engines.check), and then its probabilities are compared with those of the source itself, run on the
+same patches by what it came for, after Pillow's own resizing: a wrong axis, a fixed batch, a lost layer or a wrong preparation
+all show there. The directory appears only once everything was right.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,10 @@ import onnx
 from engines.check import prepare, probe_patches, prove
 from engines.errors import ModelError, one_line
 from engines.fold import EXTERNAL_BYTES, INPUT
+from engines.import_onnx import OPSET, Run, fixed_batch, open_onnx, opset_of, save_onnx
 from engines.model import CONFIG, GRAPH, SPEC_VERSION, Model, load_model, parse_config
 from engines.onnx_engine import open_session
-from engines.torch_reference import torch_reference
+from engines.torch_reference import Answer, torch_reference
 from engines.torch_source import (
     ONNX,
     SOURCES,
@@ -37,12 +38,12 @@ from engines.torch_source import (
     kind_of,
     load_network,
     load_torch,
+    pytorch_source,
     quiet,
     reason,
     runnable,
 )
 
-OPSET = 17
 # The exporter of torch.export programs writes opset 18 and converts down from there only with losses.
 EXPORTED_OPSET = 18
 BATCHES = (1, 3, 8)
@@ -51,9 +52,6 @@ BOUND = 1e-4
 HALF_BOUND = 5e-3
 _FREE = "export it with a free batch axis: see docs/models.md"
 _COLOURS = ((232, 170, 200), (150, 95, 160), (246, 240, 244))
-
-Run = Callable[[np.ndarray], np.ndarray]
-"""Logits, float (n, classes), of prepared images, float32 (n, 3, height, width)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +92,7 @@ def import_model(
     kind, network, own_config = _find(source)
     if not export and kind == ONNX:
         raise ModelError(network, "is ONNX, which there is no way around", "leave out --no-onnx")
+    kept = SOURCES[kind] if kind != ONNX and (keep_source or not export) else ""
     raw, place = _configuration(config or own_config, keys or {}, source)
     checked = parse_config(raw, place)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -106,20 +105,22 @@ def import_model(
         else:
             (part / CONFIG).write_text(json.dumps(raw, indent=2) + "\n")
         height_width = checked["transform"].resize or (checked["patch_px"],) * 2
+        opened, run, half = open_onnx(network) if kind == ONNX else _open_torch(kind, network)
+        _check_source(run, _noise(height_width), network)
         if kind == ONNX:
-            run, half = _import_onnx(network, part, height_width)
-        else:
-            module, run, half = _open_torch(kind, network, height_width)
-            if export:
-                _export(kind, module, network, part, height_width)
-        if kind != ONNX and (keep_source or not export):
-            shutil.copyfile(network, part / SOURCES[kind])
+            save_onnx(opened, network, part / GRAPH)
+        elif export:
+            _export(kind, opened, network, part / GRAPH, height_width)
+        if kept:
+            shutil.copyfile(network, part / kept)
+        bound = HALF_BOUND if half else BOUND
         try:
-            answer = _exported if export else _kept
-            with answer(load_model(part), part) as ours:
-                found = _compare(load_model(part), ours, run, HALF_BOUND if half else BOUND, tuple(batches), network)
+            model = load_model(part)
+            with tempfile.TemporaryDirectory(dir=part, prefix=".") as folder:
+                ours = _exported(model, Path(folder)) if export else _as_it_is(model)
+                found = _compare(model, ours, run, bound, tuple(batches), network)
         except ModelError as error:
-            if kind == ONNX and (fixed := _fixed_batch(network)):
+            if kind == ONNX and (fixed := fixed_batch(network)):
                 problem = f"has its batch axis fixed at {fixed}, and inside too: {error.problem}"
                 raise ModelError(network, problem, _FREE) from error
             raise
@@ -133,9 +134,7 @@ def import_model(
         raise ModelError(error.filename or out, f"cannot be written or read ({error.strerror or error})") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    bound = HALF_BOUND if half else BOUND
-    kept = SOURCES[kind] if kind != ONNX and (keep_source or not export) else ""
-    opset = _opset(onnx.load(str(out / GRAPH), load_external_data=False)) if export else 0
+    opset = opset_of(onnx.load(str(out / GRAPH), load_external_data=False)) if export else 0
     return Imported(load_model(out), kind, opset, found, bound, max(batches), tuple(batches), kept)
 
 
@@ -206,8 +205,8 @@ def _configuration(path: str | Path | None, keys: Mapping[str, Any], source: Pat
     return ({**raw, **keys} if isinstance(raw, dict) else raw), path
 
 
-def _open_torch(kind: str, path: Path, height_width: tuple[int, int]) -> tuple[Any, Run, bool]:
-    """(the network as load_network gives it, how it is run, whether it computes in float16), tried out."""
+def _open_torch(kind: str, path: Path) -> tuple[Any, Run, bool]:
+    """(the network as load_network gives it, how it is run, whether it computes in float16)."""
     network = load_network(kind, path)
     torch = load_torch()
     dtype = image_dtype(network)
@@ -224,16 +223,14 @@ def _open_torch(kind: str, path: Path, height_width: tuple[int, int]) -> tuple[A
             raise ModelError(path, problem, "wrap the network so that it returns its logits alone")
         return answer.float().numpy()
 
-    _check_source(run, _noise(height_width), path)
     return network, run, dtype == torch.float16
 
 
-def _export(kind: str, network: Any, path: Path, out: Path, height_width: tuple[int, int]) -> None:
+def _export(kind: str, network: Any, path: Path, target: Path, height_width: tuple[int, int]) -> None:
     """Writes model.onnx."""
     torch = load_torch()
     module = runnable(network)
     example = torch.zeros(2, 3, *height_width, dtype=image_dtype(network))
-    target = out / GRAPH
     large = sum(value.nbytes for value in module.state_dict().values()) > EXTERNAL_BYTES
     common: dict[str, Any] = {"input_names": ["input"], "output_names": ["logits"]}
     try:
@@ -293,106 +290,25 @@ def _check_source(run: Run, images: np.ndarray, path: Path) -> None:
         raise ModelError(path, problem, "call network.eval() before saving it")
 
 
-def _import_onnx(path: Path, out: Path, height_width: tuple[int, int]) -> tuple[Run, bool]:
-    """Writes model.onnx with a free batch axis and opset 17 or later; (how the source is run, whether it is in float16)."""
-    try:
-        proto = onnx.load(str(path))
-    except Exception as error:  # protobuf's and onnx's exceptions have no base class of their own
-        raise ModelError(path, f"cannot be read as ONNX: {one_line(error, 160)}", "copy or export it again") from error
-    graph = proto.graph
-    weights = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in weights]
-    if len(inputs) != 1 or len(graph.output) != 1:
-        counts = f"{len(inputs)} inputs and {len(graph.output)} outputs"
-        raise ModelError(path, f"must have one input (images) and one output (logits), has {counts}")
-    batch = _fixed_batch(path)
-    session = open_session(path, threads=os.cpu_count() or 1)
-    half = inputs[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
-    name = inputs[0].name
-
-    def run(images: np.ndarray) -> np.ndarray:
-        # A source whose batch is fixed is run on batches of that size; what it says of the padding is dropped.
-        size = batch or len(images)
-        answers = []
-        for start in range(0, len(images), size):
-            rows = images[start : start + size]
-            padded = np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])
-            answer = session.run(None, {name: padded.astype(np.float16) if half else padded})[0]
-            answers.append(answer[: len(rows)])
-        return np.concatenate(answers).astype(np.float32)
-
-    _check_source(run, _noise(height_width), path)
-    if _opset(proto) < OPSET:
-        proto = _converted(proto, path)
-    _free_batch(proto)
-    target = out / GRAPH
-    if sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > EXTERNAL_BYTES:
-        onnx.save_model(proto, str(target), save_as_external_data=True, location=f"{GRAPH}.data")
-    else:
-        target.write_bytes(proto.SerializeToString())
-    return run, half
+def _exported(model: Model, folder: Path) -> Answer:
+    """The export, which is proven first. `folder`, for the folded graph, must be there as long as the answer is."""
+    folded = folder / "folded.onnx"
+    prepare(model, folded)
+    session = open_session(folded, threads=os.cpu_count() or 1)
+    return lambda patches: session.run(None, {INPUT: patches})[0]
 
 
-def _converted(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    from onnx import version_converter
-
-    try:
-        return version_converter.convert_version(proto, OPSET)
-    except Exception as error:  # the converter is C++
-        problem = f"has opset {_opset(proto)}, and cannot be converted to {OPSET}: {one_line(error, 120)}"
-        raise ModelError(path, problem, f"export it again with opset {OPSET}") from error
-
-
-def _free_batch(proto: onnx.ModelProto) -> None:
-    """Names the batch axis of input and output, and forgets shapes in between. Where a node has the batch fixed inside,
-    `engines.check` and the comparison find it.
-    """
-    weights = {tensor.name for tensor in proto.graph.initializer}
-    for value in (*(v for v in proto.graph.input if v.name not in weights), *proto.graph.output):
-        tensor = value.type.tensor_type
-        if tensor.HasField("shape") and tensor.shape.dim:
-            tensor.shape.dim[0].Clear()
-            tensor.shape.dim[0].dim_param = "batch"
-    del proto.graph.value_info[:]
-
-
-def _fixed_batch(path: Path) -> int:
-    """The fixed size of the first input's batch axis, 0 where it is free."""
-    graph = onnx.load(str(path), load_external_data=False).graph
-    weights = {tensor.name for tensor in graph.initializer}
-    dims = next(value for value in graph.input if value.name not in weights).type.tensor_type.shape.dim
-    return dims[0].dim_value if dims and dims[0].HasField("dim_value") else 0
-
-
-def _opset(proto: onnx.ModelProto) -> int:
-    return next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
-
-
-@contextmanager
-def _exported(model: Model, part: Path) -> Iterator[Run]:
-    """Probabilities of patches by the export, which is proven first."""
-    folded = part / ".folded.onnx"
-    try:
-        prepare(model, folded)
-        session = open_session(folded, threads=os.cpu_count() or 1)
-        yield lambda rows: session.run(None, {INPUT: rows})[0]
-    finally:
-        for leftover in part.glob(f"{folded.name}*"):
-            leftover.unlink()
-
-
-@contextmanager
-def _kept(model: Model, part: Path) -> Iterator[Run]:
-    """The same by the PyTorch network with our preprocessing, of which a program for an engine can be made."""
+def _as_it_is(model: Model) -> Answer:
+    """The PyTorch network with our preprocessing, of which a program for an engine can be made."""
     from engines.aoti_graph import folded_program
 
     answer = torch_reference(model)
     prove(model, answer)
-    folded_program(kind_of(model.network_path), model.network_path, model, "fp32", 2, "cpu")
-    yield answer
+    folded_program(*pytorch_source(model), model, "fp32", 2, "cpu")
+    return answer
 
 
-def _compare(model: Model, ours: Run, run: Run, bound: float, batches: tuple[int, ...], path: Path) -> float:
+def _compare(model: Model, ours: Answer, run: Run, bound: float, batches: tuple[int, ...], path: Path) -> float:
     """The largest difference of a probability. Raises ModelError where it is beyond `bound`."""
     patches = realistic_patches(max(batches), model.patch_px)
     worst = 0.0

@@ -64,6 +64,10 @@ class Model:
     """The name of its file: model.onnx, or that of the PyTorch network where there is no ONNX."""
 
     @property
+    def has_onnx(self) -> bool:
+        return self.network == GRAPH
+
+    @property
     def network_path(self) -> Path:
         return self.directory / self.network
 
@@ -82,7 +86,7 @@ class Model:
 
     def require_onnx(self) -> None:
         """Raises ModelError where there is a PyTorch network alone: ONNX Runtime and TensorRT have no use for that."""
-        if self.network != GRAPH:
+        if not self.has_onnx:
             raise ModelError(
                 self.onnx_path,
                 f"no such file, {self.network} alone",

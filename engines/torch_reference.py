@@ -9,9 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from engines.errors import ModelError
 from engines.model import Model
-from engines.torch_source import find_source, kind_of, load_network, load_torch, quiet, runnable
+from engines.torch_source import load_network, load_torch, pytorch_source, quiet, runnable
 
 Answer = Callable[[np.ndarray], np.ndarray]
 """Probabilities, float32 (n, classes), of patches, uint8 (n, P, P, 3)."""
@@ -19,11 +18,7 @@ Answer = Callable[[np.ndarray], np.ndarray]
 
 def torch_reference(model: Model) -> Answer:
     """Raises ModelError: no PyTorch, or a network that it does not take. The answer raises whatever PyTorch raises."""
-    found = find_source(model.directory)
-    if found is None:
-        raise ModelError(model.directory, "holds no PyTorch network", "see docs/models.md")
-    path = found[1]
-    network = load_network(kind_of(path), path)
+    network = load_network(*pytorch_source(model))
     from engines.aoti_graph import Folded, Prelude
 
     torch = load_torch()

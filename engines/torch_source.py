@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from engines.errors import ModelError, one_line
-from engines.model import CONFIG, EXPORTED_FILE, GRAPH, TORCHSCRIPT_FILE
+from engines.model import CONFIG, EXPORTED_FILE, GRAPH, TORCHSCRIPT_FILE, Model
 
 TORCHSCRIPT = "torchscript"
 EXPORTED = "exported program"
@@ -72,6 +72,16 @@ def find_source(directory: Path) -> tuple[str, Path] | None:
         if (directory / name).is_file():
             return kind, directory / name
     return None
+
+
+def pytorch_source(model: Model) -> tuple[str, Path]:
+    """(kind, file) of the PyTorch network in a model directory. Raises ModelError where it has only ONNX."""
+    found = find_source(model.directory)
+    if found is None:
+        names = " or ".join(SOURCES.values())
+        remedy = "make the directory with slidestream model import from the PyTorch network, or use --backend tensorrt"
+        raise ModelError(model.directory, f"holds ONNX alone; backend aoti needs the PyTorch source ({names})", remedy)
+    return kind_of(found[1]), found[1]
 
 
 def describe_missing(directory: Path) -> str:

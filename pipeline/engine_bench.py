@@ -364,7 +364,8 @@ def text(record: dict[str, Any]) -> str:
 
 _FOOT = (
     "PyTorch: images on the GPU already, normalised. Ours: uint8 patches in shared memory, copied and normalised, answers "
-    "copied back.\nGPU MiB: of the process, where it was fastest. Loss: against float32 on the CPU, ONNX Runtime (PyTorch where there is no ONNX)."
+    "copied back.\nGPU MiB: of the process, where it was fastest. Loss: against float32 on the CPU, ONNX Runtime (PyTorch where "
+    "there is no ONNX)."
 )
 
 

@@ -194,7 +194,8 @@ def _tensorrt(job: _Job) -> Made:
 
 
 def _aoti(job: _Job) -> Made:
-    from engines.aoti_build import AotiMaker, pytorch_source
+    from engines.aoti_build import AotiMaker
+    from engines.torch_source import pytorch_source
     from pipeline.engine_trial import opened
 
     args = job.args

@@ -20,7 +20,8 @@ from engines.choose import Trial
 from engines.engine import Engine, open_engine
 from engines.errors import EngineError
 from engines.fresh import LIMIT_S, prove
-from engines.model import GRAPH, Model
+from engines.model import Model
+from engines.torch_reference import Answer, in_batches, torch_reference
 from engines.verify import run
 from pipeline.config import Config
 from pipeline.engine_options import tell
@@ -28,8 +29,6 @@ from pipeline.labelled import read_labelled
 from pipeline.sample import sample
 
 _BATCH = 32
-Answer = Callable[[np.ndarray], np.ndarray]
-"""Probabilities of uint8 (n, P, P, 3)."""
 
 
 class TrialMaker:
@@ -54,9 +53,7 @@ class TrialMaker:
 
     def _answer(self, patch_px: int) -> Answer:
         model = self._model.at(patch_px)
-        if model.network != GRAPH:
-            from engines.torch_reference import in_batches, torch_reference
-
+        if not model.has_onnx:
             answer = torch_reference(model)
             prove_model(model, answer)
             return lambda patches: in_batches(answer, patches, _BATCH)
@@ -93,7 +90,7 @@ class TrialMaker:
             parts.append(found)
             labels.append(truth)
         patches = join(parts)
-        runtime = "ONNX Runtime" if model.network == GRAPH else "PyTorch"
+        runtime = "ONNX Runtime" if model.has_onnx else "PyTorch"
         self._tell(f"reference: {runtime} on {len(patches)} patches of {patch_px} px")
         reference = self.score(patches.pixels)
         known = np.concatenate(labels) if self._args.labelled else None

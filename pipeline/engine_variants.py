@@ -388,13 +388,13 @@ class Memory:
 
 def _reference(facts: dict[str, Any]) -> None:
     """Answers of ONNX Runtime in float32, or of PyTorch where there is no ONNX, kept beside the patches."""
-    from engines.model import GRAPH, load_model
+    from engines.model import load_model
     from engines.verify import run
 
     if Path(facts["reference"]).exists():
         return
     model = load_model(Path(facts["model"]))
-    if model.network != GRAPH:
+    if not model.has_onnx:
         from engines.torch_reference import in_batches, torch_reference
 
         np.save(facts["reference"], in_batches(torch_reference(model), np.load(facts["patches"]), 32))

@@ -18,7 +18,7 @@ from typing import Any
 from engines.cache import EngineCache, Entry
 from engines.gpu import Gpu
 from engines.identity import misfits
-from engines.model import GRAPH, Model
+from engines.model import Model
 from engines.probe import BACKENDS, Probe
 from engines.python_path import python_path
 from pipeline.config import Config, ConfigError
@@ -109,7 +109,7 @@ def place(
             alone = inference.model_copy(update={"devices": (visible(lacking, found.gpus.index(lacking)),)})
             build(config.model_copy(update={"inference": alone}))
     except ConfigError as error:
-        if inference.fallback != "cpu" or model.network != GRAPH:  # without ONNX there is nothing for the CPU
+        if inference.fallback != "cpu" or not model.has_onnx:  # without ONNX there is nothing for the CPU
             raise
         on_cpu = inference.model_copy(update={"engine": "onnx", "precision": "auto"})
         notice = f"NO GPU IS USED: {error}. Going on with the CPU (inference.fallback=cpu), many times slower"

@@ -30,7 +30,7 @@ def place_all(
     placement = together(config, [place(config, model, look, builder(model)) for model in models])
     if config.inference.engine in ON_GPUS and not placement.devices:
         for model in models:
-            if model.network != GRAPH:
+            if not model.has_onnx:
                 raise ConfigError(
                     f"inference.fallback: {model.directory} has no {GRAPH} for the CPU, and another model has no GPU or no "
                     "engine (slidestream check --set inference.fallback=none says why)"
