@@ -10,6 +10,7 @@
 # stage     the inference stage against the bare loop; kill -9              8 minutes at most
 # aoti      AOTInductor: its tests, stage, disk to disk, torch.compile      12 minutes at most
 # whole     from disk to disk, on 16, 8 and 4 cores                         9 minutes at most
+# gpus      one GPU and two: tests, stage, disk to disk               (on a machine with two; not measured yet)
 # trained   FP16 and INT8 on a trained DenseNet-121 (WHEEL, LABELLED)       4 minutes
 #
 # Networks, engines and slides are made in FOLDER (default: /tmp/slidestream-gpu; 20 GB) and kept for the next part.
@@ -18,7 +19,7 @@
 # LABELLED a folder with the folders `tumour` and `other` of pictures.
 set -u -o pipefail
 cd "$(dirname "$0")/.." || exit
-part=${1:?smoke, bits, engines, stage, aoti, whole or trained}
+part=${1:?smoke, bits, engines, stage, aoti, whole, gpus or trained}
 folder=${2:-/tmp/slidestream-gpu}
 out=${OUT:-.}
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
@@ -68,6 +69,14 @@ case $part in
     bench 120 benchmarks.whole --networks resnet50 --engine aoti --batch 128 --cores 16 --no-loader --folder "$folder" --out "$out/whole-aoti.json"
     bench 240 benchmarks.engines --networks resnet50 vit_b_16 --variants "compile fp16" "aoti fp16" --batches 128 --compiled-batches 128 \
       --contexts 3 --seconds 0.4 --folder "$folder" --out "$out/engines-aoti.json"
+    ;;
+  gpus)
+    bench 300 pytest -v -m gpu tests/gpu/test_two_gpus.py
+    bench 150 benchmarks.gpu_stage --networks resnet50 vit_b_16 --batches 64 --gpus 1 2 --contexts 3 --seconds 1.5 --folder "$folder" --out "$out/stage-gpus.json"
+    for devices in '[0]' '[0, 1]'; do
+      bench 180 benchmarks.whole --networks resnet50 vit_b_16 --cores "$(nproc)" --no-loader --set tissue.workers=2 --set writer.workers=2 \
+        --set "inference.devices=$devices" --folder "$folder" --out "$out/whole-gpus-${devices//[^0-9]/}.json"
+    done
     ;;
   trained)
     bench 90 benchmarks.trained "${WHEEL:?}" "$folder/trained"

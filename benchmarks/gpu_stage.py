@@ -6,7 +6,7 @@
 Slots in shared memory are filled with noise once; null readers say at once that a slot is filled, so it is sent again and
 again; null aggregator and writer take the answers. A stage's rate is counted over the middle of its run, latency from the
 moment that a context takes a slot to its answer. `ratio` is stage over bare loop with the same contexts, batch and processes.
-`--processes 1 2` sets several processes on one GPU beside one with more contexts.
+`--processes 1 2` sets several processes on one GPU beside one with more contexts, `--gpus 1 2` several GPUs beside one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import uuid
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,18 @@ READERS = 2
 MIDDLE = (0.2, 0.9)  # of the batches, over which a rate is counted
 
 
+def seen_alone(count: int) -> list[dict[str, str]]:
+    """For each of the first so many GPUs, the environment of a process that sees it alone. RuntimeError where there are fewer."""
+    if count == 1:
+        return [{}]  # the first there is, and a machine with none
+    from engines.probe import probe
+
+    gpus = probe().gpus[:count]
+    if len(gpus) < count:
+        raise RuntimeError(f"{count} GPUs were asked for, {len(gpus)} are here")
+    return [{"CUDA_VISIBLE_DEVICES": gpu.uuid} for gpu in gpus]
+
+
 def configuration(subject: Ready, batch: int, contexts: int, processes: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """(configuration as in run.json, what the model says of itself)."""
     from engines.model import load_model
@@ -64,9 +77,15 @@ def configuration(subject: Ready, batch: int, contexts: int, processes: int) -> 
 
 
 def stage(
-    subject: Ready, config: dict[str, Any], model: dict[str, Any], patches: int, timeout_s: float
+    subject: Ready,
+    config: dict[str, Any],
+    model: dict[str, Any],
+    patches: int,
+    timeout_s: float,
+    visible: list[dict[str, str]],
 ) -> dict[str, Any]:
-    """Patches a second and latencies of `inference.workers` real stages that infer `patches` patches."""
+    """Patches a second and latencies of `inference.workers` real stages that infer `patches` patches, on the GPUs of `visible`
+    in turn."""
     batch, workers = config["batcher"]["batch"], config["inference"]["workers"]
     slides = 8
     crowd = Crowd(READERS, workers, batch, slides, -(-patches // slides // batch) * batch)
@@ -99,7 +118,7 @@ def stage(
         command = table.python("-m", "stages.batcher", "--name", "batcher", *real)
         processes.append(subprocess.Popen(command, pass_fds=(fd,), env=environment))
         for number in range(workers):
-            mine = {**environment, TIMES: str(folder / f"times-{number}.json")}
+            mine = {**environment, **visible[number % len(visible)], TIMES: str(folder / f"times-{number}.json")}
             if subject.plan is not None:
                 mine[PLAN] = str(subject.plan)
             command = table.python("-m", "benchmarks.timed_stage", "--name", f"inference-{number}", *real)
@@ -163,16 +182,19 @@ def _figures(stages: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 COLUMNS = (
-    "network", "batch", "processes", "contexts", "bare/s", "stage/s", "ratio", "p50 ms", "p99 ms", "bare p50", "bare p99",
+    "network", "batch", "GPUs", "processes", "contexts", "bare/s", "stage/s", "ratio", "p50 ms", "p99 ms", "bare p50", "bare p99",
     "GPU MiB",
 )  # fmt: skip
 
 
-def measure(args: argparse.Namespace, subject: Ready, batch: int, contexts: int, processes: int) -> dict[str, Any]:
+def measure(
+    args: argparse.Namespace, subject: Ready, batch: int, contexts: int, processes: int, gpus: int
+) -> dict[str, Any]:
     """One line of the table."""
-    row: dict[str, Any] = dict(zip(COLUMNS, (subject.name, batch, processes, contexts), strict=False))
+    row: dict[str, Any] = dict(zip(COLUMNS, (subject.name, batch, gpus, processes, contexts), strict=False))
     try:
-        config, model = configuration(subject, batch, contexts, processes)
+        visible = seen_alone(gpus)
+        config, model = configuration(subject, batch, contexts, processes * gpus)
         with tempfile.TemporaryDirectory(prefix="slidestream-") as folder:
             folded = Path(folder) / "folded.onnx"
             if subject.plan is None:
@@ -181,9 +203,9 @@ def measure(args: argparse.Namespace, subject: Ready, batch: int, contexts: int,
 
                 prepare(load_model(subject.model), folded)
             plans = [subject.plan] if subject.plan else []
-            bare = engines_alone(config, model, folded, args.seconds, plans)
+            bare = engines_alone(config, model, folded, args.seconds, plans, visible)
         rate = sum(found["per_s"] for found in bare)
-        found = stage(subject, config, model, int(rate * args.seconds * 1.5) + 20 * batch, args.timeout)
+        found = stage(subject, config, model, int(rate * args.seconds * 1.5) + 20 * batch, args.timeout, visible)
     except (RuntimeError, TimeoutError, OSError, IndexError, ValueError) as error:
         return {**row, "failed": str(error).splitlines()[0] if str(error) else type(error).__name__}
     row |= {
@@ -207,7 +229,8 @@ def main() -> int:
     parser.add_argument("--engine", choices=("tensorrt", "aoti", "onnx"), default="tensorrt")
     parser.add_argument("--batches", nargs="+", type=int, default=[64, 128])
     parser.add_argument("--contexts", nargs="+", type=int, default=[1, 2, 3, 4])
-    parser.add_argument("--processes", nargs="+", type=int, default=[1], help="on the one GPU")
+    parser.add_argument("--processes", nargs="+", type=int, default=[1], help="on each GPU")
+    parser.add_argument("--gpus", nargs="+", type=int, default=[1], help="how many of this machine's are used")
     parser.add_argument("--seconds", type=float, default=2.0, help="of the bare loop; a stage takes half as much again")
     parser.add_argument("--timeout", type=float, default=60.0, help="of one stage, in seconds")
     parser.add_argument("--folder", type=Path, help="where networks and engines are made and kept (default: temporary)")
@@ -223,19 +246,14 @@ def main() -> int:
                     rows.append({"network": network, "batch": batch, "failed": str(error).splitlines()[-1]})
                     print(rows[-1], flush=True)
                     continue
-                for processes in args.processes:
-                    for contexts in args.contexts:
-                        rows.append(measure(args, subject, batch, contexts, processes))
-                        shown = {key: table.shown(rows[-1].get(key)) for key in COLUMNS}
-                        print(
-                            "  ".join(f"{key}={value}" for key, value in shown.items()),
-                            rows[-1].get("failed", ""),
-                            flush=True,
-                        )
-                        if args.out is not None:
-                            args.out.write_text(
-                                json.dumps({"machine": machine, "engine": args.engine, "rows": rows}, indent=1)
-                            )
+                for gpus, processes, contexts in product(args.gpus, args.processes, args.contexts):
+                    rows.append(measure(args, subject, batch, contexts, processes, gpus))
+                    shown = {key: table.shown(rows[-1].get(key)) for key in COLUMNS}
+                    words = "  ".join(f"{key}={value}" for key, value in shown.items())
+                    print(words, rows[-1].get("failed", ""), flush=True)
+                    if args.out is not None:
+                        record = {"machine": machine, "engine": args.engine, "rows": rows}
+                        args.out.write_text(json.dumps(record, indent=1))
     print()
     print(table.text(COLUMNS, [[row.get(key) for key in COLUMNS] for row in rows]))
     return 0 if any("ratio" in row for row in rows) else 1

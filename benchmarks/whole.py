@@ -8,7 +8,7 @@ file of its own. For each number of cores, to which all processes are bound:
 
 - patches/s from a run's first result to its last file, and its ratio to the engine alone of the same run and cores;
 - seconds of a slide in a running pipeline: that time over the number of slides;
-- GPU busy: the mean of what NVIDIA's management library says from the first result to the last file;
+- GPU busy: the mean of what NVIDIA's management library says of the run's GPUs from the first result to the last file;
 - readers alone: the small slides with an engine that computes nothing.
 
 The DataLoader runs once per network, on all cores. Results must be the same for all copies of a slide, on any number of cores.
@@ -38,17 +38,17 @@ from pipeline.pipeline_bench import READERS_ALONE
 
 LOADER_PATCHES = 12_000
 COLUMNS = (
-    "network", "cores", "slides", "patches", "patches/s", "engine/s", "ratio", "readers/s", "s a slide", "first s", "GPU busy",
+    "network", "GPUs", "cores", "slides", "patches", "patches/s", "engine/s", "ratio", "readers/s", "s a slide", "first s", "GPU busy",
     "CPU ms",
 )  # fmt: skip
 
 
 class Utilisation(threading.Thread):
-    """The GPU's utilisation by NVML, ten times a second."""
+    """The utilisation of all GPUs by NVML, ten times a second."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.samples: list[tuple[float, int]] = []
+        self.samples: list[tuple[float, dict[str, int]]] = []
         self._stop_it = threading.Event()
 
     def run(self) -> None:
@@ -56,15 +56,18 @@ class Utilisation(threading.Thread):
             import pynvml
 
             pynvml.nvmlInit()
-            device = pynvml.nvmlDeviceGetHandleByIndex(0)
+            handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+            devices = {str(pynvml.nvmlDeviceGetUUID(handle)): handle for handle in handles}
         except Exception:  # noqa: BLE001 (NVML's errors are classes made at run time; then there are no samples)
             return
         while not self._stop_it.wait(0.1):
-            self.samples.append((time.time(), pynvml.nvmlDeviceGetUtilizationRates(device).gpu))
+            now = {uuid: pynvml.nvmlDeviceGetUtilizationRates(device).gpu for uuid, device in devices.items()}
+            self.samples.append((time.time(), now))
 
-    def between(self, first: float, last: float) -> float | None:
-        """Mean share, 0 to 1."""
-        values = [share for at, share in self.samples if first <= at <= last]
+    def between(self, first: float, last: float, used: list[str]) -> float | None:
+        """Mean share over these GPUs (UUIDs), 0 to 1."""
+        times = [shares for at, shares in self.samples if first <= at <= last]
+        values = [shares[uuid] for shares in times for uuid in used if uuid in shares]
         return statistics.fmean(values) / 100 if values else None
 
     def end(self) -> None:
@@ -84,6 +87,7 @@ def once(
         gpu.end()
     log = scratch / "out" / "slidestream.log"
     began, finished = pipeline_bench.times(log)
+    used = [device["uuid"] for device in ran.record.get("gpus", [])]
     return {
         "slides": len(slides),
         "patches": ran.patches,
@@ -91,7 +95,8 @@ def once(
         "s a slide": round(ran.steady_s / len(slides), 3),
         "first s": ran.first_result_s,
         "whole s": ran.whole_s,
-        "GPU busy": gpu.between(began + ran.first_result_s, finished),
+        "GPU busy": gpu.between(began + ran.first_result_s, finished, used),
+        "GPUs": len(used),
         "CPU ms": round(1e3 * ran.cpu_s / max(1, ran.patches), 3),
         "bottleneck": ran.bottleneck,
         "stages": ran.record["stages"],

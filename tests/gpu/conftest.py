@@ -118,7 +118,9 @@ class Lab:
         return self.once(("engine", model, backend, batch), make)
 
     def sets(self, engine: str, *more: str) -> list[str]:
-        return [f"inference.engine={engine}", f"inference.engines={self.engines}", *FEW, *more]
+        """On the first GPU, however many there are."""
+        where = ("inference.devices=[0]", f"inference.engines={self.engines}")
+        return [f"inference.engine={engine}", *where, *FEW, *more]
 
     def run(self, slide: Path, model: Path | list[Path], *sets: str, key: str) -> Finished:
         """An undisturbed, complete run, done once."""

@@ -87,7 +87,7 @@ class TestRuns:
         assert_complete(finished, slide)
         assert_agrees(answers(finished.out, slide), lab.on_cpu(lab.slide(), lab.model()))
         record = finished.record
-        assert [gpu["uuid"] for gpu in record["gpus"]] == [gpu.uuid for gpu in lab.found.gpus]
+        assert [gpu["uuid"] for gpu in record["gpus"]] == [lab.gpu.uuid]
         used = record["configuration"]["inference"]["engine"]
         assert used in lab.backends if engine == "gpu" else used == engine
         about = record["engines"]["inference-0"]
@@ -107,7 +107,7 @@ class TestRuns:
         """Both work, and the results are those of one."""
         engine = lab.any()
         expected = answers(lab.on_gpu(engine).out, "native")
-        sets = lab.sets(engine, "inference.per_gpu=2", "inference.devices=[0]", "inference.contexts=1")
+        sets = lab.sets(engine, "inference.per_gpu=2", "inference.contexts=1")
         run = start([lab.slide()], tmp_path / "out", lab.model(), *sets, sabotage={"inference": SLOWER})
         finished = run.finish(NEVER_S)
         assert_complete(finished, "native")
@@ -119,7 +119,7 @@ class TestRuns:
 
     def test_without_an_engine_the_command_that_builds_one_is_named(self, lab: Lab, tmp_path: Path, start):
         """Exit code 2 and one line, before anything is begun."""
-        sets = [f"inference.engine={lab.any()}", f"inference.engines={tmp_path / 'none'}"]
+        sets = lab.sets(lab.any(), f"inference.engines={tmp_path / 'none'}")
         finished = start([lab.slide()], tmp_path / "out", lab.model(), *sets).finish(NEVER_S)
         assert finished.code == 2
         assert "none has been built; build one: slidestream engine build" in finished.complaint()
@@ -157,6 +157,23 @@ class TestDeath:
         assert finished.record["stages"]["inference"]["restarts"] == 1
         (lost,) = [r for r in finished.log if r["event"] == "engine lost"]
         assert re.search("cuda ?error", lost["reason"], re.IGNORECASE), lost
+        (died,) = [r for r in finished.log if r["event"] == "process died"]
+        assert (died["worker"], died["cause"]) == ("inference-0", "exit code 70")
+        assert run.left_behind() == []
+
+    def test_a_gpu_that_hangs_is_given_to_another_process(self, lab: Lab, tmp_path: Path, start):
+        """A batch does not end and there is no error: after supervisor.hang_s its process does, and the next one goes on."""
+        engine = lab.any()
+        expected = answers(lab.on_gpu(engine).out, "native")
+        run = start(
+            [lab.slide()], tmp_path / "out", lab.model(), *lab.sets(engine, "supervisor.hang_s=5"),
+            sabotage={"inference": {**SLOW, "hang_at": 6}},
+        )  # fmt: skip
+        finished = run.finish(NEVER_S)
+        assert_complete(finished, "native")
+        assert_same_bytes(answers(finished.out, "native"), expected, engine)
+        (lost,) = [r for r in finished.log if r["event"] == "engine lost"]
+        assert lost["reason"] == "a batch was not answered in 5 s (supervisor.hang_s)"
         (died,) = [r for r in finished.log if r["event"] == "process died"]
         assert (died["worker"], died["cause"]) == ("inference-0", "exit code 70")
         assert run.left_behind() == []
@@ -200,7 +217,7 @@ class TestTooLittleMemory:
         lab.build(model, lab.slide(), engine, 1024)
         leave(3072)
         sets = lab.sets(engine, "inference.contexts=16", "batcher.batch=1024", "batcher.slots=4")
-        sets += ["inference.devices=[0]", "supervisor.max_failures=1", "supervisor.backoff_s=0"]
+        sets += ["supervisor.max_failures=1", "supervisor.backoff_s=0"]
         reason = self.failed(start([lab.slide()], tmp_path / "out", model, *sets).finish(NEVER_S))
         needed = re.search(
             r"inference.contexts=16 of batcher.batch=1024 need (\d+) MiB of GPU memory, (\d+) MiB are", reason
@@ -218,6 +235,6 @@ class TestTooLittleMemory:
         engine = lab.any()
         lab.prepare(engine)
         leave(64)
-        sets = lab.sets(engine, "inference.devices=[0]", "supervisor.max_failures=1", "supervisor.backoff_s=0")
+        sets = lab.sets(engine, "supervisor.max_failures=1", "supervisor.backoff_s=0")
         reason = self.failed(start([lab.slide()], tmp_path / "out", lab.model(), *sets).finish(NEVER_S))
         assert "memory" in reason.lower()

@@ -8,9 +8,11 @@ E2E_SABOTAGE is JSON, {kind of stage: {...}}, with any of
     segv_at             [name of the slide's file, x, y]: reading that patch ends the process by SIGSEGV (reader)
     segv_crc            CRC-32 of a patch's pixels: inferring it does (inference)
     segv_open           name of a slide's file: opening it does (reader)
-    never               name of a worker whose engine never opens (inference)
+    never, never_from   name of a worker whose engine never opens, in this generation (1) and later ones (inference)
     fatal_at            in generation 1, this batch fails as if the device were lost (inference on the processor)
     cuda_error_at       in generation 1, a kernel that writes to nowhere is started before this batch (inference on a GPU)
+    hang_at             in generation 1, a kernel that takes a minute is started before this batch (inference on a GPU)
+    worker              name of the one worker that the last three are for
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ def _segv() -> None:
     time.sleep(60)
 
 
-# Stores to address 16, which belongs to nobody.
-_NOWHERE = b"""
+# nowhere stores to address 16, which belongs to nobody; minute computes for a minute and nothing.
+_KERNELS = b"""
 .version 7.0
 .target sm_75
 .address_size 64
@@ -48,11 +50,24 @@ _NOWHERE = b"""
     st.global.u32 [%address], %value;
     ret;
 }
+.visible .entry minute()
+{
+    .reg .u64 %now;
+    .reg .u64 %end;
+    .reg .pred %early;
+    mov.u64 %now, %globaltimer;
+    add.u64 %end, %now, 60000000000;
+again:
+    mov.u64 %now, %globaltimer;
+    setp.lt.u64 %early, %now, %end;
+    @%early bra again;
+    ret;
+}
 \0"""
 
 
-def _lose_gpu(stream: int) -> None:
-    """A CUDA error in flight: it shows in whatever is asked of the GPU once the kernel has run."""
+def _launch(kernel: bytes, stream: int) -> None:
+    """One of _KERNELS. The error of the first shows in whatever is asked of the GPU once it has run."""
     import numpy as np
     from cuda.bindings import driver
 
@@ -61,26 +76,27 @@ def _lose_gpu(stream: int) -> None:
             raise RuntimeError(f"sabotage does not work here: {result[0]!r}")
         return result[1] if len(result) > 1 else None
 
-    text = np.frombuffer(_NOWHERE, np.uint8)
-    kernel = checked(driver.cuModuleGetFunction(checked(driver.cuModuleLoadData(text.ctypes.data)), b"nowhere"))
-    checked(driver.cuLaunchKernel(kernel, 1, 1, 1, 1, 1, 1, 0, driver.CUstream(stream), 0, 0))
+    text = np.frombuffer(_KERNELS, np.uint8)
+    function = checked(driver.cuModuleGetFunction(checked(driver.cuModuleLoadData(text.ctypes.data)), kernel))
+    checked(driver.cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, driver.CUstream(stream), 0, 0))
 
 
 class _Trap:
     def __init__(self, kind: str, plan: dict):
         self._plan = plan
         self._calls = 0
-        self._generation = int(_argument("--generation"))
-        self._mark = f"{kind}.{self._generation}.{os.getpid()}"
+        self.generation = int(_argument("--generation"))
+        self._mark = f"{kind}.{self.generation}.{os.getpid()}"
 
     def now(self, key: str) -> bool:
         """Whether the plan's number under this key is that of the last call, in generation 1."""
-        return self._generation == 1 and self._plan.get(key) == self._calls
+        meant = self._plan.get("worker") in (None, _argument("--name"))
+        return meant and self.generation == 1 and self._plan.get(key) == self._calls
 
     def spring(self, patches: int = 1) -> None:
         plan = self._plan
         self._calls += 1
-        if self._generation <= plan.get("block", 0) and self._calls > plan.get("after", 0):
+        if self.generation <= plan.get("block", 0) and self._calls > plan.get("after", 0):
             Path(os.environ["E2E_MARKS"], self._mark).touch()
             while True:
                 time.sleep(60)
@@ -115,17 +131,16 @@ def _reader(plan: dict, trap: _Trap) -> None:
 
 
 def _inference(plan: dict, trap: _Trap) -> None:
-    from engines import engine as opening
-    from engines import gpu_engine, onnx_engine
+    from engines import ensemble, gpu_engine, onnx_engine
     from engines.errors import EngineError
 
-    if plan.get("never") == _argument("--name"):
+    if plan.get("never") == _argument("--name") and trap.generation >= plan.get("never_from", 1):
 
         def refuse(*arguments, **named):
             time.sleep(1.0)  # so that others of its kind have come up meanwhile
             raise EngineError("this GPU has fallen off the bus")
 
-        opening.open_engine = refuse
+        ensemble.open_configured = refuse
 
     engine = onnx_engine.OnnxEngine
     run = engine.run
@@ -143,8 +158,9 @@ def _inference(plan: dict, trap: _Trap) -> None:
 
     def new_submit(self, patches):
         trap.spring(len(patches))
-        if trap.now("cuda_error_at"):
-            _lose_gpu(self._stream)
+        for key, kernel in (("cuda_error_at", b"nowhere"), ("hang_at", b"minute")):
+            if trap.now(key):
+                _launch(kernel, self._stream)
         submit(self, patches)
 
     gpu_engine.GpuContext.submit = new_submit
