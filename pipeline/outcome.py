@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.balance import bottleneck
@@ -35,14 +35,24 @@ def snapshot(watch: Watch, submissions: Source, elapsed_s: float) -> Status:
     )
 
 
-def said_bottleneck(status: Status, on_gpu: bool) -> str:
-    """The bottleneck of a run since its start, in words. While it goes on, and of all of it at its end, there is work."""
-    return bottleneck(status.stages, backlog=1, on_gpu=on_gpu, cores=detect().cores)
+def said_bottleneck(watch: Watch, on_gpu: bool) -> str:
+    """The bottleneck of a run since its first result, in words; of one that had none, or was over with it, since its start.
+
+    While an engine loads, the others wait, and nothing that is said of that would make a longer run faster.
+    """
+    newer, older = _stages(watch.stages, watch.restarts), _stages(watch.at_first_result, {})
+    worked = {stage.kind: stage.busy for stage in older}
+    if not any(stage.kind == "inference" and stage.busy > worked.get("inference", stage.busy) for stage in newer):
+        older = ()
+    return bottleneck(newer, older, backlog=1, on_gpu=on_gpu, cores=detect().cores)
 
 
 def stages(watch: Watch) -> tuple[StageStatus, ...]:
     """The stages in the order of the data."""
-    measured = watch.stages
+    return _stages(watch.stages, watch.restarts)
+
+
+def _stages(measured: Mapping[str, Mapping[str, Any]], restarts: Mapping[str, int]) -> tuple[StageStatus, ...]:
     return tuple(
         StageStatus(
             kind,
@@ -50,7 +60,7 @@ def stages(watch: Watch) -> tuple[StageStatus, ...]:
             measured[kind]["working_s"],
             measured[kind]["waiting_input_s"],
             measured[kind]["waiting_room_s"],
-            watch.restarts.get(kind, 0),
+            restarts.get(kind, 0),
         )
         for kind in STAGES
         if kind in measured
@@ -100,7 +110,7 @@ def run_record(
             kind: {**spent, "cpu_s": round(watch.cpu_s.get(kind, 0.0), 2)}
             for kind, spent in times(status.stages).items()
         },
-        "bottleneck": said_bottleneck(status, bool(invocation.get("gpus"))),
+        "bottleneck": said_bottleneck(watch, bool(invocation.get("gpus"))),
         "memory_bound_bytes": memory_bound_bytes,
         **({"model": models[0]} if len(models) == 1 else {"models": models}),
         "engine": watch.report.get("engine", {}),

@@ -136,7 +136,7 @@ def _supervise(
 
     def status(question: dict[str, Any]) -> dict[str, Any]:
         now = snapshot(supervisor.watch, submissions, time.monotonic() - supervisor.watch.started_at)
-        lines = [progress.now(), said_bottleneck(now, bool(placement.devices))]
+        lines = [progress.now(), said_bottleneck(supervisor.watch, bool(placement.devices))]
         lines += [f"{name} was given up: {reason}" for name, reason in supervisor.watch.lost.items()]
         return {"lines": lines, "run": assembly.status_report(supervisor.watch, now)}
 

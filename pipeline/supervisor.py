@@ -365,6 +365,7 @@ class Supervisor:
         if self.watch.first_result_s is None and report["first_result_at"] is not None:
             # CLOCK_MONOTONIC is the machine's: the batcher's reading can be compared with ours.
             self.watch.first_result_s = report["first_result_at"] - self.watch.started_at
+            self.watch.at_first_result = self.watch.stages
 
     # ------------------------------------------------------------ signals and the end
 

@@ -51,6 +51,8 @@ class Watch:
     started_at: float = 0.0
     first_result_s: float | None = None
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    at_first_result: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """`stages` when the first result was known: before it, processes start and engines are loaded."""
     gauges: dict[str, Gauge] = field(default_factory=dict)
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)

@@ -257,7 +257,7 @@ def run_lane(service: RunDir, route: str, generation: int) -> Ending:
         def status(question: dict[str, Any]) -> dict[str, Any]:
             now = snapshot(supervisor.watch, stream, time.monotonic() - supervisor.watch.started_at)
             return {
-                "lines": [said_bottleneck(now, bool(placement.devices))],
+                "lines": [said_bottleneck(supervisor.watch, bool(placement.devices))],
                 "run": assembly.status_report(supervisor.watch, now),
             }
 
