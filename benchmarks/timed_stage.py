@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import stages.inference as stage
-from pipeline.engine_variants import Memory
+from pipeline.gpu_memory import Memory
 from pipeline.wire import Run
 from pipeline.worker import PLAN, main
 

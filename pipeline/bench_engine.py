@@ -87,7 +87,8 @@ def _last_words(worker: subprocess.Popen[str]) -> str:
 
 def _work(facts: dict[str, Any]) -> None:
     from engines.configured import open_configured
-    from pipeline.engine_variants import Memory, drive, shared_slots
+    from pipeline.bare_loop import drive, shared_slots
+    from pipeline.gpu_memory import Memory
 
     batch, side, inference = facts["batch"], facts["patch_px"], facts["inference"]
     noise = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), np.uint8)

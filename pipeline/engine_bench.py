@@ -29,8 +29,9 @@ from typing import Any
 
 from engines.model import load_model
 from pipeline.config import ConfigError, load_config
-from pipeline.engine_variants import AOTI, COMPILED, EAGER, ON_CPU, ONNX, REFERENCE, TENSORRT, VARIANTS
+from pipeline.engine_variants import AOTI, ON_CPU, ONNX, REFERENCE, TENSORRT, VARIANTS
 from pipeline.machine import detect
+from pipeline.torch_variants import COMPILED, EAGER
 
 PATCHES = 256
 CALIBRATED = 500

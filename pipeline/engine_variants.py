@@ -13,12 +13,9 @@ for uint8 patches in page-locked shared memory, copied, normalised, and with the
 from __future__ import annotations
 
 import json
-import mmap
-import os
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,8 +23,12 @@ from typing import Any
 import numpy as np
 
 from engines.errors import EngineError, ModelError, one_line
+from pipeline import torch_variants
+from pipeline.bare_loop import drive, latency, shared_slots
+from pipeline.gpu_memory import Memory
+from pipeline.torch_variants import COMPILED, EAGER
 
-TENSORRT, AOTI, EAGER, COMPILED = "tensorrt", "aoti", "eager", "compile"
+TENSORRT, AOTI = "tensorrt", "aoti"
 VARIANTS = (
     f"{EAGER} fp32",
     f"{EAGER} fp16",
@@ -40,10 +41,7 @@ VARIANTS = (
 REFERENCE = "reference"
 ONNX = "onnx"
 ON_CPU = f"{ONNX} fp32"
-SLOT_PLACES = 8
-LATENCIES = 200
 _WARM_S = 0.3
-_COMPILED_MODE = "reduce-overhead"  # kernels as by default, each batch replayed as a CUDA graph
 
 
 def say(**what: Any) -> None:
@@ -51,56 +49,6 @@ def say(**what: Any) -> None:
 
 
 # ------------------------------------------------------------ engines of ours
-
-
-def drive(contexts: list, memory: np.ndarray, seconds: float) -> dict[str, float]:
-    """The inference stage's loop with a reader that is never slow: patches/s, and milliseconds from submit to answer.
-
-    `memory`: uint8 (places, batch, P, P, 3), submitted in turn.
-    """
-    idle, busy, place = list(contexts), deque(), 0
-    latencies: list[float] = []
-    rows = 0
-    started = time.perf_counter()
-    while True:
-        now = time.perf_counter()
-        if now - started >= seconds:
-            break
-        while idle:
-            context = idle.pop()
-            begun = time.perf_counter()
-            context.submit(memory[place])
-            busy.append((context, begun))
-            place = (place + 1) % len(memory)
-        busy[0][0].wait(0.002)
-        for item in list(busy):
-            context, begun = item
-            if context.done():
-                rows += len(context.result())
-                latencies.append(time.perf_counter() - begun)
-                busy.remove(item)
-                idle.append(context)
-    elapsed = time.perf_counter() - started
-    for context, _ in busy:
-        context.result()
-    kept = np.array(latencies[len(latencies) // 10 :] or [0.0]) * 1e3
-    return {
-        "per_s": round(rows / elapsed, 1),
-        "p50_ms": round(float(np.quantile(kept, 0.5)), 3),
-        "p99_ms": round(float(np.quantile(kept, 0.99)), 3),
-    }
-
-
-def shared_slots(batch: int, patch_px: int, patches: np.ndarray, places: int = SLOT_PLACES) -> np.ndarray:
-    """uint8 (places, batch, P, P, 3) in shared memory, filled with `patches` over and over."""
-    shape = (places, batch, patch_px, patch_px, 3)
-    fd = os.memfd_create("slots")
-    os.posix_fallocate(fd, 0, int(np.prod(shape)))
-    view = np.frombuffer(mmap.mmap(fd, int(np.prod(shape))), np.uint8).reshape(shape)
-    os.close(fd)
-    for number in range(places):
-        view[number] = np.resize(np.roll(patches, -number, axis=0), shape[1:])
-    return view
 
 
 def _entry(facts: dict[str, Any], batch: int) -> Any:
@@ -187,7 +135,9 @@ def _engine(facts: dict[str, Any]) -> None:
     labels = np.load(facts["labels"]) if facts.get("labels") else None
     memory: Memory | None = None
     verified = False
-    small = min(facts["batches"]) if facts["variant"].startswith(ONNX) else 1  # other engines are built for one batch size
+    small = (
+        min(facts["batches"]) if facts["variant"].startswith(ONNX) else 1
+    )  # other engines are built for one batch size
     for batch in facts["batches"]:
         try:
             entry, gpu = _entry(facts, batch)
@@ -220,170 +170,9 @@ def _engine(facts: dict[str, Any]) -> None:
                 context.submit(slots[0])
                 context.result()
 
-            say(latency={**_latency(one), "memory_mib": memory.mib()})
+            say(latency={**latency(one), "memory_mib": memory.mib()})
     except (EngineError, ModelError, OSError) as error:
         say(failed=f"batch 1: {one_line(error, 300)}")
-
-
-def _latency(one: Callable[[], None]) -> dict[str, float]:
-    taken = []
-    for _ in range(LATENCIES + 20):
-        began = time.perf_counter()
-        one()
-        taken.append(time.perf_counter() - began)
-    kept = np.array(taken[20:]) * 1e3
-    return {
-        "p50_ms": round(float(np.quantile(kept, 0.5)), 3),
-        "p99_ms": round(float(np.quantile(kept, 0.99)), 3),
-    }
-
-
-# ------------------------------------------------------------ PyTorch
-
-
-def _device(torch: Any) -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _synchronize(torch: Any) -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def _network(facts: dict[str, Any], torch: Any) -> Any:
-    """The network on the GPU (where there is one), in the variant's precision, channels last in float16."""
-    if module := facts.get("module"):  # benchmarks.networks gives it as it was written
-        from importlib import import_module
-
-        name, argument = module
-        network = import_module(name).load(argument)
-    else:
-        from engines.torch_source import find_source, load_network, runnable
-
-        found = find_source(Path(facts["model"]))
-        if found is None:
-            raise EngineError("the model directory holds no PyTorch network")
-        network = runnable(load_network(*found))
-    network = network.to(_device(torch))
-    if facts["variant"].endswith("fp16"):
-        network = network.half().to(memory_format=torch.channels_last)
-    for weight in network.parameters():
-        weight.requires_grad_(False)
-    return network
-
-
-def _images(patches: np.ndarray, facts: dict[str, Any], torch: Any) -> Any:
-    """Normalised images (n, 3, P, P) of the variant's type on the GPU."""
-    mean, std = (torch.tensor(facts[name], device=_device(torch)).reshape(1, 3, 1, 1) for name in ("mean", "std"))
-    images = (torch.from_numpy(patches).to(_device(torch)).permute(0, 3, 1, 2).float() / 255 - mean) / std
-    if facts["variant"].endswith("fp16"):
-        return images.half().contiguous(memory_format=torch.channels_last)
-    return images.contiguous()
-
-
-def _torch(facts: dict[str, Any]) -> None:
-    import torch
-
-    from engines.cuda import find_gpu
-    from engines.verify import compare
-
-    compiled = facts["variant"].startswith(COMPILED)
-    torch.backends.cudnn.benchmark = True  # as everyone does who looks for speed; shapes never change
-    gpu = find_gpu()
-    memory = Memory(gpu.uuid if gpu else "")
-    patches = np.load(facts["patches"])
-    reference = np.load(facts["reference"]) if Path(facts["reference"]).exists() else None  # told already
-    network = _network(facts, torch)
-    verified = False
-    with torch.inference_mode():
-        for batch in [*(facts["compile_batches"] if compiled else facts["batches"]), 1]:
-            try:
-                torch.cuda.empty_cache()  # what another batch has left, or it would count as this one's memory
-                step = torch.compile(network, mode=_COMPILED_MODE, dynamic=False) if compiled else network
-                images = _images(np.resize(patches, (batch, *patches.shape[1:])), facts, torch)
-                began = time.perf_counter()
-                for _ in range(5):
-                    step(images)
-                _synchronize(torch)
-                torch.cuda.empty_cache()  # what trying algorithms took counts for nothing either
-                say(built={"batch": batch, "seconds": round(time.perf_counter() - began, 1)})
-                if facts["do"] == "prepare":
-                    continue
-                if batch == 1:
-
-                    def one(step: Any = step, images: Any = images) -> None:
-                        step(images)
-                        _synchronize(torch)
-
-                    say(latency={**_latency(one), "memory_mib": memory.mib()})
-                else:
-                    rate = _rate(lambda step=step, images=images: step(images), batch, facts["seconds"], torch)
-                    say(point={"batch": batch, "contexts": None, "per_s": rate, "memory_mib": memory.mib()})
-                if batch > 1 and not verified and reference is not None:
-                    answers = [
-                        torch.softmax(step(_full(patches[at : at + batch], batch, facts, torch)).float(), 1)
-                        .cpu()
-                        .numpy()
-                        for at in range(0, len(patches), batch)
-                    ]
-                    found = compare(reference, np.concatenate(answers)[: len(patches)])
-                    say(verified=found.to_dict(), shown=found.show())
-                    verified = True
-            except Exception as error:  # noqa: BLE001 (PyTorch raises whatever its parts raise; the next point may work)
-                say(failed=f"batch {batch}: {one_line(error, 300)}")
-            finally:
-                step = images = None
-                if compiled:
-                    torch._dynamo.reset()
-
-
-def _full(patches: np.ndarray, batch: int, facts: dict[str, Any], torch: Any) -> Any:
-    return _images(np.resize(patches, (batch, *patches.shape[1:])), facts, torch)
-
-
-def _rate(step: Callable[[], Any], batch: int, seconds: float, torch: Any) -> float:
-    """Images/s, several steps between two looks at the clock."""
-    count, started = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - started) < seconds:
-        for _ in range(5):
-            step()
-        _synchronize(torch)
-        count += 5
-    return round(count * batch / elapsed, 1)
-
-
-# ------------------------------------------------------------ memory
-
-
-class Memory:
-    """GPU memory of this process by NVML, or, where that does not tell by process, of the whole GPU."""
-
-    def __init__(self, uuid: str) -> None:
-        """`uuid`: of the GPU; without it, the first that CUDA_VISIBLE_DEVICES names by UUID, or the first there is."""
-        self._nvml: Any = None
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
-        name = uuid or (visible if visible.startswith("GPU-") else "")
-        try:
-            import pynvml
-
-            pynvml.nvmlInit()
-            self._device = pynvml.nvmlDeviceGetHandleByUUID(name) if name else pynvml.nvmlDeviceGetHandleByIndex(0)
-            self._nvml = pynvml
-        except Exception:  # noqa: BLE001 (NVML's errors are classes made at run time)
-            return
-
-    def mib(self) -> int | None:
-        """MiB now; None where nothing tells."""
-        if self._nvml is None:
-            return None
-        for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(self._device):
-            if process.pid == os.getpid() and process.usedGpuMemory:
-                return process.usedGpuMemory >> 20
-        return self.total_mib()
-
-    def total_mib(self) -> int | None:
-        """MiB in use on the GPU, whoever has them."""
-        return None if self._nvml is None else self._nvml.nvmlDeviceGetMemoryInfo(self._device).used >> 20
 
 
 def _reference(facts: dict[str, Any]) -> None:
@@ -418,7 +207,7 @@ def _work(facts: dict[str, Any]) -> None:
     if backend == REFERENCE:
         _reference(facts)
     elif backend in (EAGER, COMPILED):
-        _torch(facts)
+        torch_variants.measure(facts, say)
     elif facts["do"] == "prepare":
         began = time.perf_counter()
         for batch in facts["prepare"]:

@@ -11,10 +11,11 @@ import pytest
 
 from benchmarks.inputs import tiny
 from pipeline import engine_bench
+from pipeline.bare_loop import drive
 from pipeline.cli import main
 from pipeline.config import ConfigError
 from pipeline.engine_bench import Plan, Subject, line, measure
-from pipeline.engine_variants import ON_CPU, drive
+from pipeline.engine_variants import ON_CPU
 
 
 @pytest.fixture
