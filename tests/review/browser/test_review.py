@@ -359,6 +359,8 @@ def test_a_session_that_ends_loses_nothing_on_the_page(acts_server: Server, fres
     desk.slide(fresh)
     desk.page.locator(".thumb").first.wait_for()
     desk.page.keyboard.press("n")
+    desk.still()
+    desk.settle_requests()  # a tile that is under way would be refused, and the browser would complain of it
     desk.page.context.clear_cookies()
     desk.page.keyboard.press("a")
     desk.page.get_by_text("Your session has ended").wait_for()
