@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import uuid
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from engines.python_path import python_path
 from pipeline import memory
 from pipeline.bench_engine import engines_alone
 from pipeline.config import load_config
+from pipeline.crew import VISIBLE
 from pipeline.dispatch.board import SUPERVISOR
 from pipeline.link import HIGH_WATER
 from pipeline.machine import detect
@@ -47,16 +49,18 @@ READERS = 2
 MIDDLE = (0.2, 0.9)  # of the batches, over which a rate is counted
 
 
+@cache  # it starts a process
 def seen_alone(count: int) -> list[dict[str, str]]:
     """For each of the first so many GPUs, the environment of a process that sees it alone. RuntimeError where there are fewer."""
     if count == 1:
         return [{}]  # the first there is, and a machine with none
     from engines.probe import probe
+    from pipeline.gpus import visible
 
     gpus = probe().gpus[:count]
-    if len(gpus) < count:
+    if not gpus or len(gpus) < count:
         raise RuntimeError(f"{count} GPUs were asked for, {len(gpus)} are here")
-    return [{"CUDA_VISIBLE_DEVICES": gpu.uuid} for gpu in gpus]
+    return [{VISIBLE: visible(gpu, index)} for index, gpu in enumerate(gpus)]
 
 
 def configuration(subject: Ready, batch: int, contexts: int, processes: int) -> tuple[dict[str, Any], dict[str, Any]]:

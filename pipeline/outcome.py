@@ -40,11 +40,12 @@ def said_bottleneck(watch: Watch, on_gpu: bool) -> str:
 
     While an engine loads, the others wait, and nothing that is said of that would make a longer run faster.
     """
-    newer, older = _stages(watch.stages, watch.restarts), _stages(watch.at_first_result, {})
-    worked = {stage.kind: stage.busy for stage in older}
-    if not any(stage.kind == "inference" and stage.busy > worked.get("inference", stage.busy) for stage in newer):
-        older = ()
-    return bottleneck(newer, older, backlog=1, on_gpu=on_gpu, cores=detect().cores)
+    first = watch.at_first_result if _inferring_s(watch.stages) > _inferring_s(watch.at_first_result) else {}
+    return bottleneck(stages(watch), _stages(first, {}), backlog=1, on_gpu=on_gpu, cores=detect().cores)
+
+
+def _inferring_s(measured: Mapping[str, Mapping[str, Any]]) -> float:
+    return measured.get("inference", {}).get("working_s", 0.0)
 
 
 def stages(watch: Watch) -> tuple[StageStatus, ...]:
