@@ -93,6 +93,7 @@ def test_readers_that_share_a_slide_decode_each_tile_about_once(tile: int, batch
         assert count(Sharing(readers, batch, tile), corners) <= 1.15
 
 
+@pytest.mark.long
 def test_pipeline_beside_the_script(tmp_path: Path) -> None:
     """Both see the same patches; ratios, the engine alone, and the processor time of every kind of process are told."""
     command = [sys.executable, "-m", "benchmarks.pipeline", "--size", "2500x2000", "--rounds", "1", "--json"]

@@ -56,7 +56,7 @@ def test_killing_a_worker_three_times_changes_nothing(
     assert run.left_behind() == []
 
 
-@pytest.mark.parametrize("kind", ["batcher", "reader"])
+@pytest.mark.parametrize("kind", ["reader", pytest.param("batcher", marks=pytest.mark.long)])
 def test_sigterm_to_one_worker_is_a_death_like_any_other(kind, tmp_path, small, model, small_csv, start):
     """It is replaced, and the run goes on."""
     run = start([small], tmp_path / "out", model, *ONE_OF_EACH, sabotage={"reader": {"slow_s": 0.005}})
@@ -68,6 +68,7 @@ def test_sigterm_to_one_worker_is_a_death_like_any_other(kind, tmp_path, small, 
     assert run.left_behind() == []
 
 
+@pytest.mark.long
 def test_stage_seconds_survive_the_batcher(tmp_path: Path, small: Path, model: Path, start):
     """run.json tells the seconds of the whole run, not those since the last batcher came."""
     sabotage = {"batcher": {"block": 1, "after": AFTER["batcher"]}, "tissue": {"slow_s": 1.5}}
@@ -155,10 +156,10 @@ def test_when_all_are_killed_at_once_the_next_run_sweeps_and_resumes(
     assert again.left_behind() == []
 
 
-_RARER = [pytest.param(kind, marks=pytest.mark.long) for kind in ("tissue", "aggregator")]
+_RARER = [pytest.param(kind, marks=pytest.mark.long) for kind in ("batcher", "tissue", "aggregator")]
 
 
-@pytest.mark.parametrize("kind", ["reader", "batcher", *_RARER])
+@pytest.mark.parametrize("kind", ["reader", *_RARER])
 def test_a_hanging_worker_is_replaced(kind: str, tmp_path: Path, small: Path, model: Path, small_csv, start):
     """A stopped process (SIGSTOP) gives no sign of life, and is killed and replaced."""
     run = start(

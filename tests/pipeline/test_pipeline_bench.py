@@ -40,6 +40,7 @@ def test_whole_system_and_parts(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "many slides" in pipeline_bench.text(record)
 
 
+@pytest.mark.long
 def test_several_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`--model` twice: one pass for both, a run for each, and what the pass saves; nobody's engine is left out."""
     models = [tiny_model(tmp_path / name) for name in ("first", "second")]

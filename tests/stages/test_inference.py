@@ -292,11 +292,14 @@ def test_a_stage_that_idles_between_batches_tells_no_more_often_than_a_last_word
         lease += 1
         one.lease(lease, 0)
         one.steps(2)
+        told = len(one.link.of(Telemetry))
         one.loop.step(30.0)
+        if len(one.link.of(Telemetry)) == told:  # or the last word fell due in this very step, and none is due now
+            assert one.link.waited[-1] == LAST_WORD_S
         time.sleep(0.01)
     assert len(one.link.of(Inferred)) == lease
     assert 2 <= len(one.link.of(Telemetry)) <= (time.monotonic() - began) / LAST_WORD_S + 2
-    assert max(one.link.waited) == LAST_WORD_S
+    assert LAST_WORD_S in one.link.waited
 
 
 def test_no_step_blocks_longer_than_its_bound(stage) -> None:
