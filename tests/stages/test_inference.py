@@ -290,11 +290,11 @@ def test_a_stage_that_idles_between_batches_tells_no_more_often_than_a_last_word
     began, lease = time.monotonic(), 0
     while time.monotonic() < began + 2.2 * LAST_WORD_S or lease < 12:
         lease += 1
+        told = len(one.link.of(Telemetry))
         one.lease(lease, 0)
         one.steps(2)
-        told = len(one.link.of(Telemetry))
         one.loop.step(30.0)
-        if len(one.link.of(Telemetry)) == told:  # or the last word fell due in this very step, and none is due now
+        if len(one.link.of(Telemetry)) == told:  # or the last word fell due in these very steps, and none is due now
             assert one.link.waited[-1] == LAST_WORD_S
         time.sleep(0.01)
     assert len(one.link.of(Inferred)) == lease
