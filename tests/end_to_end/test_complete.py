@@ -181,6 +181,7 @@ def test_complete_slides_are_skipped(again: Path, model: Path, start):
     assert csv.stat().st_mtime_ns == before
 
 
+@pytest.mark.long
 def test_a_changed_configuration_is_done_again(again: Path, model: Path, start):
     """What depends on the configuration is not taken for done under another one."""
     finished = start([again / "small.tif"], again / "out", model, *FEW, "tissue.min_fraction=0.6").finish()

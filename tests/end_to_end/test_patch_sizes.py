@@ -85,6 +85,7 @@ def test_files_that_leave_the_folder_are_marked_too(made: dict[int, Finished]) -
         assert about["patch_px"] == px
 
 
+@pytest.mark.long
 def test_a_model_that_was_made_for_that_size_gives_the_same_bytes(made, small: Path, tmp_path: Path, start) -> None:
     """Where only the size in config.json differs."""
     finished = start(

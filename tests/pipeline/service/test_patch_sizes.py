@@ -70,7 +70,7 @@ def test_both_run_at_once(both: Service) -> None:
     assert any(a[0] < b[1] and b[0] < a[1] for a in small for b in wide), (small, wide)
 
 
-@pytest.mark.parametrize("route", SIZES)
+@pytest.mark.parametrize("route", [pytest.param("small", marks=pytest.mark.long), "wide"])
 def test_each_is_a_run_alone_at_its_size(both: Service, free: Path, tmp_path: Path, route: str) -> None:
     """The same bytes, the same key of what is done, and the mark of another size where it is one."""
     sets = ("results.formats=csv", "reader.workers=1", "inference.workers=1", f"inference.patch_px={SIZES[route]}")
