@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent.parent
 SABOTAGE = Path(__file__).resolve().parent / "sabotage"
 STAGES = ("reader", "tissue", "batcher", "inference", "aggregator", "writer")
-FEW = ("reader.workers=1", "inference.workers=1")  # where their number does not matter: a start is most of a short run
+FEWEST = ("reader.workers=1", "inference.workers=1")  # where their number does not matter: a start is most of a short run
 LIMIT_S = 240.0  # for anything; the machine may be busy with other things
 
 _LIBC = ctypes.CDLL(None)

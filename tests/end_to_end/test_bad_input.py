@@ -24,7 +24,7 @@ from pipeline.wire import Hello, Stop, encode
 from slides.geometry import geometry
 from slides.source import open_source
 from tests.end_to_end import runs
-from tests.end_to_end.runs import FEW, Finished, assert_same
+from tests.end_to_end.runs import FEWEST, Finished, assert_same
 from tests.engines.tiny import tiny_model
 from tests.slides.damage import corrupt_tiles, tiles_under
 
@@ -71,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small: Path, small_csv: pd.
 @pytest.fixture(scope="module")
 def finished(folder: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     """One run over all of them."""
-    run = runs.start([folder], tmp_path_factory.mktemp("bad-out"), model, *FEW)
+    run = runs.start([folder], tmp_path_factory.mktemp("bad-out"), model, *FEWEST)
     yield run.finish()
     run.destroy()
 
@@ -136,7 +136,7 @@ def test_corrupt_tiles_fail_alone_and_are_listed(finished: Finished, small_csv: 
 
 def test_the_named_override_of_mpp_works(folder: Path, tmp_path: Path, model: Path, small_csv, start):
     """What the error tells to do is what helps."""
-    done = start([folder / "no-mpp.tif"], tmp_path / "out", model, *FEW, "slides.mpp=0.5").finish()
+    done = start([folder / "no-mpp.tif"], tmp_path / "out", model, *FEWEST, "slides.mpp=0.5").finish()
     assert done.code == 0, done.console
     assert done.summary("no-mpp")["mpp"]["source"] == "configuration"
     assert len(done.table("no-mpp")) == pytest.approx(len(small_csv), abs=20)
@@ -145,7 +145,7 @@ def test_the_named_override_of_mpp_works(folder: Path, tmp_path: Path, model: Pa
 @pytest.mark.data
 def test_the_sample_of_bad_slides(data_dir: Path, tmp_path: Path, model: Path, small: Path, start):
     """One cannot be opened; one opens, but every read fails: both fail with a reason."""
-    done = start([data_dir / "bad", small], tmp_path / "out", model, *FEW, "slides.mpp=0.5").finish()
+    done = start([data_dir / "bad", small], tmp_path / "out", model, *FEWEST, "slides.mpp=0.5").finish()
     assert done.code == 1, done.console
     assert "Traceback" not in done.console
     assert {f["slide"]: f["state"] for f in done.record["failures"]} == {"unopenable": "failed", "unreadable": "failed"}
@@ -156,7 +156,7 @@ def test_a_slide_that_disappears_after_the_start(tmp_path: Path, small: Path, mo
     """It fails, in whole or for what was not read yet; every planned patch has an outcome."""
     for name in ("good", "goner"):
         shutil.copyfile(small, tmp_path / f"{name}.tif")
-    sets = (*FEW, "batcher.batch=8")
+    sets = (*FEWEST, "batcher.batch=8")
     run = start([tmp_path], tmp_path / "out", model, *sets, sabotage={"reader": {"block": 1, "after": 6}})
     reader = run.blocked("reader")
     (tmp_path / "goner.tif").unlink()
@@ -226,7 +226,7 @@ def test_a_slide_without_permission_fails_alone(tmp_path, small, model, small_cs
     for name in ("good", "secret"):
         shutil.copyfile(small, tmp_path / f"{name}.tif")
     (tmp_path / "secret.tif").chmod(0)
-    done = start([tmp_path], tmp_path / "out", model, *FEW, ordinary=True).finish()
+    done = start([tmp_path], tmp_path / "out", model, *FEWEST, ordinary=True).finish()
     assert done.code == 1, done.console
     assert "ermission denied" in done.summary("secret")["reason"]
     assert_same(done.table("good"), small_csv)
@@ -240,7 +240,7 @@ def test_an_output_folder_that_cannot_be_written(made: bool, tmp_path, small, mo
     for folder in (locked / "out", locked):
         if folder.exists():
             folder.chmod(0o500)
-    done = start([small], locked / "out", model, *FEW, ordinary=True).finish()
+    done = start([small], locked / "out", model, *FEWEST, ordinary=True).finish()
     assert done.code == 2, done.console
     assert str(locked / "out") in done.complaint() and "ermission denied" in done.complaint()
 
@@ -255,7 +255,7 @@ def test_a_full_disk_ends_the_run_and_nothing_is_lost(tmp_path, native, model, n
         pytest.skip("no tmpfs can be mounted here")
     try:
         filler = out / "filler"
-        run = start([native], out, model, *FEW, sabotage={"reader": {"slow_s": 0.003}})
+        run = start([native], out, model, *FEWEST, sabotage={"reader": {"slow_s": 0.003}})
         run.at_work()
         with open(filler, "wb", buffering=0) as file:
             try:
@@ -269,7 +269,7 @@ def test_a_full_disk_ends_the_run_and_nothing_is_lost(tmp_path, native, model, n
         assert run.left_behind() == []
         assert not (out / "slides/native.json").exists()
         filler.unlink()
-        again = start([native], out, model, *FEW).finish()
+        again = start([native], out, model, *FEWEST).finish()
         assert again.code == 0, again.console
         assert_same(again.table("native"), native_csv)
     finally:
@@ -278,7 +278,7 @@ def test_a_full_disk_ends_the_run_and_nothing_is_lost(tmp_path, native, model, n
 
 def test_two_runs_cannot_share_an_output_folder(tmp_path, small, model, small_csv, start):
     """The second one says who holds it; the first is not disturbed."""
-    first = start([small], tmp_path / "out", model, *FEW, sabotage={"tissue": {"slow_s": 4}})
+    first = start([small], tmp_path / "out", model, *FEWEST, sabotage={"tissue": {"slow_s": 4}})
     first.until(first.run_directory, "the first run holds the folder")
     second = start([small], tmp_path / "out", model).finish()
     assert second.code == 2

@@ -18,7 +18,7 @@ from benchmarks import sequential
 from engines.model import load_model
 from tests.end_to_end import runs
 from tests.end_to_end.conftest import ODD_NAMES, Clean
-from tests.end_to_end.runs import FEW, assert_same
+from tests.end_to_end.runs import FEWEST, assert_same
 from tests.engines.tiny import tiny_model
 
 SLIDES = ("native", "zz-frozen", *(f"ward 3/{name}" for name in ODD_NAMES))
@@ -157,7 +157,7 @@ def done_once(tmp_path_factory, model: Path, small: Path) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("again")
     slide = folder / "small.tif"
     shutil.copyfile(small, slide)
-    run = runs.start([slide], folder / "out", model, *FEW)
+    run = runs.start([slide], folder / "out", model, *FEWEST)
     finished = run.finish()
     assert finished.code == 0, finished.console
     yield folder
@@ -175,16 +175,15 @@ def test_complete_slides_are_skipped(again: Path, model: Path, start):
     """Nothing is inferred again, and no file is written again."""
     csv = again / "out/model-outputs-csv/small.csv"
     before = csv.stat().st_mtime_ns
-    finished = start([again / "small.tif"], again / "out", model, *FEW).finish()
+    finished = start([again / "small.tif"], again / "out", model, *FEWEST).finish()
     assert finished.code == 0
     assert (finished.record["slides"]["skipped"], finished.record["patches"]["inferred"]) == (1, 0)
     assert csv.stat().st_mtime_ns == before
 
 
-@pytest.mark.long
 def test_a_changed_configuration_is_done_again(again: Path, model: Path, start):
     """What depends on the configuration is not taken for done under another one."""
-    finished = start([again / "small.tif"], again / "out", model, *FEW, "tissue.min_fraction=0.6").finish()
+    finished = start([again / "small.tif"], again / "out", model, *FEWEST, "tissue.min_fraction=0.6").finish()
     assert finished.code == 0 and finished.record["slides"]["skipped"] == 0
     assert 0 < finished.record["patches"]["inferred"] == len(finished.table("small"))
 
@@ -192,7 +191,7 @@ def test_a_changed_configuration_is_done_again(again: Path, model: Path, start):
 def test_another_model_is_done_again(again: Path, start, small_csv: pd.DataFrame):
     """The new model's classes replace the old ones."""
     other = tiny_model(again / "other", classes=("stroma", "normal", "tumour"))
-    finished = start([again / "small.tif"], again / "out", other, *FEW).finish()
+    finished = start([again / "small.tif"], again / "out", other, *FEWEST).finish()
     assert finished.code == 0 and finished.record["patches"]["inferred"] == len(small_csv)
     assert "prob_stroma" in finished.table("small")
 
@@ -200,6 +199,6 @@ def test_another_model_is_done_again(again: Path, start, small_csv: pd.DataFrame
 def test_a_changed_slide_is_done_again(again: Path, blank: Path, model: Path, start):
     """A slide copied anew under the old name is another slide."""
     shutil.copyfile(blank, again / "small.tif")
-    finished = start([again / "small.tif"], again / "out", model, *FEW).finish()
+    finished = start([again / "small.tif"], again / "out", model, *FEWEST).finish()
     assert finished.code == 0 and finished.record["slides"]["skipped"] == 0
     assert finished.table("small").empty

@@ -13,10 +13,10 @@ import pandas as pd
 import psutil
 import pytest
 
-from tests.end_to_end.runs import STAGES, Finished, Run, assert_same, interrupt
+from tests.end_to_end.runs import FEWEST, STAGES, Finished, Run, assert_same, interrupt
 
 SLOW = {"inference": {"slow_s": 0.004}}  # about a second for 256 patches
-ONE_OF_EACH = ("reader.workers=1", "inference.workers=1", "batcher.batch=16", "aggregator.flush_ms=0")
+ONE_OF_EACH = (*FEWEST, "batcher.batch=16", "aggregator.flush_ms=0")
 # Calls of its work that a process of a kind does before it hangs, so that deaths come in the middle.
 AFTER = {"reader": 4, "tissue": 0, "batcher": 30, "inference": 4, "aggregator": 3, "writer": 0}
 
@@ -68,7 +68,6 @@ def test_sigterm_to_one_worker_is_a_death_like_any_other(kind, tmp_path, small, 
     assert run.left_behind() == []
 
 
-@pytest.mark.long
 def test_stage_seconds_survive_the_batcher(tmp_path: Path, small: Path, model: Path, start):
     """run.json tells the seconds of the whole run, not those since the last batcher came."""
     sabotage = {"batcher": {"block": 1, "after": AFTER["batcher"]}, "tissue": {"slow_s": 1.5}}

@@ -20,7 +20,7 @@ from engines.model import load_model
 from results.columns import NOT_A_NUMBER
 from results.layout import FORMATS, output_path
 from tests.end_to_end import runs
-from tests.end_to_end.runs import FEW, Finished, assert_same
+from tests.end_to_end.runs import FEWEST, Finished, assert_same
 from tests.end_to_end.test_crashes import ONE_OF_EACH, SLOW
 from tests.engines.tiny import tiny_model
 
@@ -53,11 +53,11 @@ def both(tmp_path_factory: pytest.TempPathFactory, two: tuple[Path, Path], small
     for name, path in (("small", small), ("blank", blank)):
         shutil.copyfile(path, slides / f"{name}.tif")
     (slides / "none.tif").write_bytes(b"this is no slide")
-    started = [runs.start([slides], folder / "together", two, *FEW)]
+    started = [runs.start([slides], folder / "together", two, *FEWEST)]
     together = started[0].finish()
     alone = {}
     for model in two:
-        started.append(runs.start([slides], folder / model.name, model, *FEW))
+        started.append(runs.start([slides], folder / model.name, model, *FEWEST))
         alone[model.name] = started[-1].finish()
     yield Both(folder, together, alone)
     for run in started:
@@ -163,7 +163,7 @@ class TestTheSameAsAlone:
     def test_a_later_run_alone_takes_them_for_its_own(self, both: Both, two, start, tmp_path: Path):
         """A model's folder can be the output of a run with it alone: what is complete there is skipped."""
         shutil.copytree(of(both.together, "first").out, tmp_path / "first")
-        finished = start([both.folder / "slides" / "small.tif"], tmp_path / "first", two[0], *FEW).finish()
+        finished = start([both.folder / "slides" / "small.tif"], tmp_path / "first", two[0], *FEWEST).finish()
         assert finished.code == 0 and finished.record["slides"]["skipped"] == 1
 
 
@@ -194,12 +194,12 @@ class TestOneRun:
         """And done again where the results of one are missing."""
         out, slide = tmp_path / "out", both.folder / "slides" / "small.tif"
         shutil.copytree(both.together.out, out)
-        finished = start([slide], out, two, *FEW).finish()
+        finished = start([slide], out, two, *FEWEST).finish()
         assert (finished.code, finished.record["slides"]["skipped"]) == (0, 1)
         table = out / "second" / output_path("small", "csv")
         expected = table.read_bytes()
         table.unlink()
-        finished = start([slide], out, two, *FEW).finish()
+        finished = start([slide], out, two, *FEWEST).finish()
         assert (finished.code, finished.record["slides"]["skipped"]) == (0, 0)
         assert table.read_bytes() == expected
 
@@ -209,7 +209,7 @@ class TestOneRun:
         out, slide = tmp_path / "out", both.folder / "slides" / "small.tif"
         shutil.copytree(both.together.out, out)
         third = tiny_model(tmp_path / "third", classes=("tumour",))
-        finished = start([slide], out, [*two, third], *FEW).finish()
+        finished = start([slide], out, [*two, third], *FEWEST).finish()
         assert (finished.code, finished.record["slides"]["skipped"]) == (0, 0)
         assert "prob_tumour" in of(finished, "third").table("small")
 
@@ -219,14 +219,14 @@ def test_after_kill_of_all_each_model_goes_on(tmp_path, native: Path, two, start
     """kill -9 of the supervisor in mid-slide: what the journal has is not inferred again, and the tables are the same."""
     expected = {}
     for model in two:
-        finished = start([native], tmp_path / model.name, model, *FEW).finish()
+        finished = start([native], tmp_path / model.name, model, *FEWEST).finish()
         expected[model.name] = (finished.out / output_path("native", "csv")).read_bytes()
     out = tmp_path / "out"
     run = start([native], out, two, *ONE_OF_EACH, sabotage=SLOW)
     run.at_work()
     run.process.kill()
     run.process.wait()
-    finished = start([native], out, two, *FEW).finish()
+    finished = start([native], out, two, *FEWEST).finish()
     assert finished.code == 0, finished.console
     assert 0 < finished.record["patches"]["inferred_before"] < finished.record["patches"]["inferred"]
     for name in NAMES:
@@ -252,9 +252,9 @@ def test_nan_from_one_model_is_a_failure_of_that_model_alone(tmp_path, small: Pa
     bad, silent = spoilt(tmp_path / "spoilt", small_csv)
     assert 5 < silent.sum() < len(small_csv) / 2
     out = tmp_path / "out"
-    alone = start([small], tmp_path / "alone", bad, *FEW).finish()
+    alone = start([small], tmp_path / "alone", bad, *FEWEST).finish()
     for _ in range(2):
-        finished = start([small], out, [model, bad], *FEW).finish()
+        finished = start([small], out, [model, bad], *FEWEST).finish()
         assert finished.code == 1, finished.console
         assert_same(of(finished, model.name).table("small"), small_csv)
         good = of(finished, model.name).summary("small")

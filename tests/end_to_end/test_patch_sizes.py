@@ -14,12 +14,12 @@ import pytest
 
 from results.layout import output_path
 from tests.end_to_end import runs
-from tests.end_to_end.runs import Finished
+from tests.end_to_end.runs import FEWEST, Finished
 from tests.engines import tiny
 from tests.engines.tiny import tiny_model
 
 OWN, OTHER = 64, 96
-FAST = ("results.formats=csv", "inference.workers=1", "reader.workers=1")
+FAST = ("results.formats=csv", *FEWEST)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,6 @@ def test_files_that_leave_the_folder_are_marked_too(made: dict[int, Finished]) -
         assert about["patch_px"] == px
 
 
-@pytest.mark.long
 def test_a_model_that_was_made_for_that_size_gives_the_same_bytes(made, small: Path, tmp_path: Path, start) -> None:
     """Where only the size in config.json differs."""
     finished = start(
@@ -98,11 +97,11 @@ def test_a_model_that_was_made_for_that_size_gives_the_same_bytes(made, small: P
 def test_the_size_decides_whether_a_slide_is_done(free: Path, small: Path, tmp_path: Path, start) -> None:
     """At another one it is done again; the model's own, named or not, is one."""
     skipped = []
-    for wanted in ("auto", str(OWN), str(OTHER)):
+    for wanted in ("auto", str(OWN), str(OTHER), str(OTHER), "auto"):
         finished = start([small], tmp_path / "out", free, *FAST, f"inference.patch_px={wanted}").finish()
         assert finished.code == 0, finished.console
         skipped.append(finished.record["slides"]["skipped"])
-    assert skipped == [0, 1, 0]
+    assert skipped == [0, 1, 0, 1, 0]
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def live_through(scenario: Scenario, seed: int) -> None:
 
 
 QUICK = settings(
-    max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
+    max_examples=700, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
 )
 
 

@@ -44,7 +44,7 @@ def expected(stock: Path, model: Path, slides: dict[str, Path]) -> dict:
     folder.mkdir()
     for path in slides.values():
         shutil.copyfile(path, folder / path.name)
-    run = runs.start([folder], stock / "undisturbed", model, "reader.workers=1", "inference.workers=1")
+    run = runs.start([folder], stock / "undisturbed", model, *runs.FEWEST)
     finished = run.finish()
     assert finished.code == 0, finished.console
     tables = {name: finished.table(name) for name in slides}

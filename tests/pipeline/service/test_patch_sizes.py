@@ -73,7 +73,7 @@ def test_both_run_at_once(both: Service) -> None:
 @pytest.mark.parametrize("route", [pytest.param("small", marks=pytest.mark.long), "wide"])
 def test_each_is_a_run_alone_at_its_size(both: Service, free: Path, tmp_path: Path, route: str) -> None:
     """The same bytes, the same key of what is done, and the mark of another size where it is one."""
-    sets = ("results.formats=csv", "reader.workers=1", "inference.workers=1", f"inference.patch_px={SIZES[route]}")
+    sets = ("results.formats=csv", *runs.FEWEST, f"inference.patch_px={SIZES[route]}")
     run = runs.start([both.into / "one.tif"], tmp_path / "out", free, *sets)
     alone = run.finish()
     run.destroy()

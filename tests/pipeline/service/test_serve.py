@@ -420,7 +420,6 @@ class TestEnd:
         assert one.process.wait(LIMIT_S) == 75
         assert one.slide("large").state is State.COMPLETE
 
-    @pytest.mark.long
     def test_a_changed_log_level_reaches_lanes_that_run(self, service, slides: dict[str, Path]) -> None:
         """Less is said of the next slide, and more of the one after it; no lane is started anew."""
         one = service()
