@@ -135,9 +135,9 @@ class Run:
     def left_behind(self) -> list[str]:
         """Processes, sockets and files that should not be there any more."""
         left = [f"process {process.pid}" for process in self.stages()]
-        left += [str(path.relative_to(self.temporary)) for path in self.temporary.rglob("*")]
+        left += [str(path.relative_to(self.temporary)) for path in _below(self.temporary)]
         left += [str(path) for path in Path("/dev/shm").glob("*slidestream*")]
-        left += [str(path) for path in self.out.rglob("*.slidestream-part")]
+        left += [str(path) for path in _below(self.out) if path.match("*.slidestream-part")]
         return left
 
     def destroy(self) -> None:
@@ -153,6 +153,11 @@ class Run:
         self._console.close()
         shutil.rmtree(self.temporary, ignore_errors=True)
         shutil.rmtree(self.marks, ignore_errors=True)
+
+
+def _below(folder: Path) -> list[Path]:
+    """All there is below a folder, also while something is removed from it (Path.rglob raises then)."""
+    return [Path(at, name) for at, folders, files in os.walk(folder) for name in (*folders, *files)]
 
 
 def start(
